@@ -1,0 +1,57 @@
+//! From a LeRobot dataset to training batches.
+//!
+//! A frame travels through the files of this folder in this order:
+//!
+//! | file | what it does |
+//! |---|---|
+//! | [`dataset`] | the [`Dataset`] trait: episodes, numeric columns, task texts, images on demand; [`open`] |
+//! | `lerobot/` | LeRobot v2.0 and v2.1 with PNG images in parquet, the format behind the trait today |
+//! | [`spec`] | [`DataSpec`]: every choice a run makes about its data, one plain struct |
+//! | [`labels`] | where an episode ends, whether it succeeded, what each frame is worth |
+//! | [`chunks`] | an action chunk: eligible starts, discounted reward, bootstrap discount, masks and weights |
+//! | [`transforms`] | ALOHA joint space, delta actions, normalisation, padding, pixel range |
+//! | [`norm_stats`] | `norm_stats.json`: read, write, compute |
+//! | [`running_stats`] | mean, standard deviation and quantiles of a stream of vectors |
+//! | [`tokenizer`] | the prompt as token ids, π₀ and π₀.₅ forms |
+//! | [`resize`] | letterboxed bilinear resize, bit-exact with Pillow |
+//! | [`batch`] | [`BatchBuilder`] puts the above together into a [`ChunkBatch`] |
+//! | [`split`] | the episodes held out for evaluation |
+//! | [`sampler`] | which frames start the chunks of a step |
+//! | [`loader`] | builds batches in background threads and delivers them in step order |
+//! | [`inspect`] | a summary of a dataset for people |
+//! | [`error`] | [`DataError`] |
+//!
+//! Every batch is a pure function of (dataset, [`DataSpec`], norm stats, tokenizer, seed, step): the number of loader
+//! threads and the step a run resumes from change nothing.
+
+pub mod batch;
+pub mod chunks;
+pub mod dataset;
+pub mod error;
+pub mod inspect;
+mod json;
+pub mod labels;
+mod lerobot;
+pub mod loader;
+pub mod norm_stats;
+mod panics;
+pub mod resize;
+pub mod running_stats;
+pub mod sampler;
+pub mod spec;
+pub mod split;
+pub mod tokenizer;
+pub mod transforms;
+
+pub use batch::{BatchBuilder, CameraBatch, ChunkBatch};
+pub use chunks::Boundary;
+pub use dataset::{Column, Dataset, DatasetInfo, Episode, Feature, FeatureKind, RgbImage, open};
+pub use error::DataError;
+pub use labels::{EpisodeEnd, RewardMode};
+pub use loader::Loader;
+pub use norm_stats::{NormStats, Stats};
+pub use sampler::{Sampler, StartFrames};
+pub use spec::{CameraSpec, DataSpec, PromptSource};
+pub use split::EpisodeSplit;
+pub use tokenizer::{PromptTokenizer, TokenizedPrompt};
+pub use transforms::NormKind;

@@ -1,0 +1,87 @@
+//! What a device can do: the table that kernels are chosen by (never by timing, so that choices are reproducible).
+
+use super::DType;
+
+/// Which programming interface drives the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    Vulkan,
+    Metal,
+    Dx12,
+    Cuda,
+    /// CUDA without a device: kernels are lowered and recorded, nothing runs.
+    CudaDry,
+    /// No device at all: only costs and memory are recorded.
+    Null,
+}
+
+impl std::fmt::Display for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Api::Vulkan => "Vulkan",
+            Api::Metal => "Metal",
+            Api::Dx12 => "DX12",
+            Api::Cuda => "CUDA",
+            Api::CudaDry => "CUDA (dry)",
+            Api::Null => "none",
+        })
+    }
+}
+
+/// Limits and abilities of one device.
+#[derive(Clone, Debug)]
+pub struct Caps {
+    /// Adapter name as the driver reports it.
+    pub name: String,
+    pub api: Api,
+    /// A CPU pretends to be the GPU (Mesa's lavapipe, SwiftShader, WARP).
+    pub software: bool,
+    /// Units that run in lockstep and can broadcast registers, when that number is the same for every kernel.
+    pub plane: Option<u32>,
+    /// 64-bit integers in buffers: two f32 per load, which halves the loads on software Vulkan.
+    pub wide_loads: bool,
+    pub f16: bool,
+    pub bf16: bool,
+    /// Largest range of memory one kernel operand may cover, in bytes.
+    pub max_binding_bytes: u64,
+    /// Largest single allocation, in bytes.
+    pub max_page_bytes: u64,
+    /// Memory of the device in bytes, where the driver says.
+    pub memory_bytes: Option<u64>,
+    pub max_units: u32,
+    pub max_shared_bytes: u32,
+    pub max_cubes: [u32; 3],
+    /// Operands start at multiples of this many bytes.
+    pub alignment: u64,
+}
+
+impl Caps {
+    /// A device that stands for a data-centre GPU in plans: no limit below 2^40 bytes, every storage type.
+    pub fn planning() -> Self {
+        Caps {
+            name: "planning device".into(),
+            api: Api::Null,
+            software: false,
+            plane: Some(32),
+            wide_loads: false,
+            f16: true,
+            bf16: true,
+            max_binding_bytes: 1 << 40,
+            max_page_bytes: 1 << 40,
+            memory_bytes: None,
+            max_units: 1024,
+            max_shared_bytes: 227 << 10,
+            max_cubes: [i32::MAX as u32, 65535, 65535],
+            alignment: 512,
+        }
+    }
+
+    /// Can tensors of this type live on the device?
+    pub fn stores(&self, dtype: DType) -> bool {
+        match dtype {
+            DType::F32 | DType::U32 | DType::U8 => true,
+            DType::F16 => self.f16,
+            DType::Bf16 => self.bf16,
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! Which device to use, and opening it without a panic.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use cubecl::prelude::{ComputeClient, Runtime};
+use cubecl_common::future::block_on;
+use cubecl_common::stream_id::StreamId;
+use cubecl_cuda::{CudaDevice, CudaRuntime};
+use cubecl_runtime::memory_management::MemoryAllocationMode;
+use cubecl_runtime::server::Handle;
+use cubecl_wgpu::{RuntimeOptions, WgpuRuntime, WgpuSetup, init_device};
+use wgpu::DeviceType;
+
+use super::fault::Fault;
+use super::{Api, Backend, Caps, Gpu, GpuError, Result};
+
+/// All clients use this one stream: work from any thread runs in the order it was issued.
+const STREAM: StreamId = StreamId { value: 0 };
+
+/// What `--device` may say: `auto`, or an API with an optional index (`cuda:1`, `vulkan:0`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// CUDA if it is usable, else the best wgpu adapter, else software Vulkan.
+    #[default]
+    Auto,
+    /// A CUDA device by ordinal.
+    Cuda(usize),
+    /// The `n`-th adapter of a wgpu API, best first.
+    Wgpu(Api, usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, index) = text.split_once(':').unwrap_or((text, "0"));
+        let index = index
+            .parse::<usize>()
+            .map_err(|_| format!("`{index}` in `{text}` is not a device number"))?;
+        match name.to_ascii_lowercase().as_str() {
+            "auto" => Ok(DeviceChoice::Auto),
+            "cuda" => Ok(DeviceChoice::Cuda(index)),
+            "vulkan" => Ok(DeviceChoice::Wgpu(Api::Vulkan, index)),
+            "metal" => Ok(DeviceChoice::Wgpu(Api::Metal, index)),
+            "dx12" => Ok(DeviceChoice::Wgpu(Api::Dx12, index)),
+            _ => Err(format!(
+                "`{text}` is not a device; use auto, cuda, vulkan, metal or dx12, e.g. vulkan:0"
+            )),
+        }
+    }
+}
+
+/// One adapter of this machine, for `acrlpd doctor`.
+#[derive(Clone, Debug)]
+pub struct AdapterInfo {
+    /// What to pass to `--device`.
+    pub device: String,
+    pub name: String,
+    pub driver: String,
+    pub software: bool,
+}
+
+/// Every adapter that could be opened, in the order `auto` would try them.
+pub fn adapters() -> Vec<AdapterInfo> {
+    let mut list = Vec::new();
+    if let Ok(names) = cuda_devices() {
+        list.extend(names.into_iter().enumerate().map(|(i, name)| AdapterInfo {
+            device: format!("cuda:{i}"),
+            name,
+            driver: "CUDA".into(),
+            software: false,
+        }));
+    }
+    for api in [Api::Vulkan, Api::Metal, Api::Dx12] {
+        for (i, adapter) in wgpu_adapters(api).into_iter().enumerate() {
+            let info = adapter.get_info();
+            list.push(AdapterInfo {
+                device: format!("{}:{i}", api.to_string().to_lowercase()),
+                name: info.name,
+                driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
+                software: info.device_type == DeviceType::Cpu,
+            });
+        }
+    }
+    list
+}
+
+impl Gpu {
+    /// Opens a device. `auto` never fails where any adapter exists; software rendering is announced in the log.
+    pub fn open(choice: DeviceChoice) -> Result<Gpu> {
+        match choice {
+            DeviceChoice::Cuda(index) => open_cuda(index),
+            DeviceChoice::Wgpu(api, index) => open_wgpu(api, index),
+            DeviceChoice::Auto => {
+                if cuda_devices().is_ok_and(|d| !d.is_empty()) {
+                    return open_cuda(0);
+                }
+                let best = [Api::Metal, Api::Dx12, Api::Vulkan]
+                    .into_iter()
+                    .filter_map(|api| wgpu_adapters(api).first().map(|a| (rank(a), api)))
+                    .min_by_key(|&(rank, _)| rank);
+                match best {
+                    Some((_, api)) => open_wgpu(api, 0),
+                    None => Err(no_adapter("auto")),
+                }
+            }
+        }
+    }
+}
+
+fn no_adapter(device: &str) -> GpuError {
+    let fix = if cfg!(target_os = "linux") {
+        "install the driver of your GPU, or software Vulkan with `apt-get install mesa-vulkan-drivers`"
+    } else {
+        "install the driver of your GPU"
+    };
+    GpuError::Unavailable {
+        device: device.into(),
+        why: "no adapter was found".into(),
+        fix: fix.into(),
+    }
+}
+
+/// Lower is better: real GPUs first, software last.
+fn rank(adapter: &wgpu::Adapter) -> u32 {
+    match adapter.get_info().device_type {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other => 3,
+        DeviceType::Cpu => 4,
+    }
+}
+
+fn wgpu_adapters(api: Api) -> Vec<wgpu::Adapter> {
+    let backends = match api {
+        Api::Vulkan => wgpu::Backends::VULKAN,
+        Api::Metal => wgpu::Backends::METAL,
+        Api::Dx12 => wgpu::Backends::DX12,
+        _ => return Vec::new(),
+    };
+    let mut adapters = block_on(instance(backends).enumerate_adapters(backends));
+    adapters.sort_by_key(rank);
+    adapters
+}
+
+fn instance(backends: wgpu::Backends) -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    })
+}
+
+fn open_wgpu(api: Api, index: usize) -> Result<Gpu> {
+    let device_name = format!("{}:{index}", api.to_string().to_lowercase());
+    let unavailable = |why: String| GpuError::Unavailable {
+        device: device_name.clone(),
+        why,
+        fix: "see `acrlpd doctor` for the adapters of this machine".into(),
+    };
+    let mut adapters = wgpu_adapters(api);
+    if adapters.is_empty() {
+        return Err(no_adapter(&device_name));
+    }
+    if index >= adapters.len() {
+        return Err(unavailable(format!(
+            "there are {} adapters of this kind",
+            adapters.len()
+        )));
+    }
+    let adapter = adapters.swap_remove(index);
+    let info = adapter.get_info();
+    let software = info.device_type == DeviceType::Cpu;
+    if software {
+        tracing::warn!(
+            "running on {}: software rendering, fit for tests and debugging",
+            info.name
+        );
+    }
+    let (device, queue) = block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+        label: Some("acrlpd"),
+        required_features: adapter.features().difference(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+        required_limits: adapter.limits(),
+        memory_hints: wgpu::MemoryHints::MemoryUsage,
+        trace: wgpu::Trace::Off,
+        // SAFETY: experimental features are only switched on here, by the kernels that need them.
+        experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+    }))
+    .map_err(|e| unavailable(e.to_string()))?;
+
+    let fault = Fault::default();
+    let (sink, name) = (fault.clone(), info.name.clone());
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        let why = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        sink.set(GpuError::Launch {
+            device: name.clone(),
+            why,
+        });
+    }));
+
+    let (limits, features) = (device.limits(), device.features());
+    let caps = Caps {
+        name: info.name.clone(),
+        api,
+        software,
+        plane: (info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size > 0)
+            .then_some(info.subgroup_min_size),
+        wide_loads: features.contains(wgpu::Features::SHADER_INT64),
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        bf16: false,
+        max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+        max_page_bytes: limits.max_buffer_size,
+        memory_bytes: None,
+        max_units: limits.max_compute_invocations_per_workgroup,
+        max_shared_bytes: limits.max_compute_workgroup_storage_size,
+        max_cubes: [limits.max_compute_workgroups_per_dimension; 3],
+        alignment: 256,
+    };
+    let backend = wgpu_backend(api);
+    let setup = WgpuSetup {
+        instance: instance(wgpu::Backends::from(backend)),
+        adapter,
+        device,
+        queue,
+        backend,
+    };
+    let device = init_device(setup, RuntimeOptions::default());
+    let mut client = ComputeClient::<WgpuRuntime>::load(&device);
+    // SAFETY: the stream is set once, before any work.
+    unsafe { client.set_stream(STREAM) };
+    claim(&client, &fault, &info.name)?;
+    Ok(Gpu::new(Backend::Wgpu(client), caps, fault))
+}
+
+fn wgpu_backend(api: Api) -> wgpu::Backend {
+    match api {
+        Api::Metal => wgpu::Backend::Metal,
+        Api::Dx12 => wgpu::Backend::Dx12,
+        _ => wgpu::Backend::Vulkan,
+    }
+}
+
+/// Names of the CUDA devices, or why CUDA cannot be used. Loads the driver, creates no context.
+fn cuda_devices() -> Result<Vec<String>> {
+    let unavailable = |why: &str, fix: &str| GpuError::Unavailable {
+        device: "cuda".into(),
+        why: why.into(),
+        fix: fix.into(),
+    };
+    // SAFETY: these only try to load the shared libraries. cudarc's own calls panic where they are missing.
+    let (driver, nvrtc) = unsafe {
+        (
+            cudarc::driver::sys::is_culib_present(),
+            cudarc::nvrtc::sys::is_culib_present(),
+        )
+    };
+    if !driver {
+        return Err(unavailable(
+            "libcuda was not found",
+            "install the NVIDIA driver or use --device vulkan",
+        ));
+    }
+    if !nvrtc {
+        let fix = "install the CUDA toolkit (libnvrtc) or use --device vulkan";
+        return Err(unavailable("libnvrtc, which compiles the kernels, was not found", fix));
+    }
+    let toolkit = std::env::var_os("CUDA_PATH").map(std::path::PathBuf::from);
+    if !toolkit.is_some_and(|p| p.is_dir()) && !std::path::Path::new("/usr/local/cuda").is_dir() {
+        let fix = "set CUDA_PATH to the toolkit (it must contain include/cuda_runtime.h)";
+        return Err(unavailable("the CUDA headers were not found", fix));
+    }
+    let driver_error = |e: cudarc::driver::DriverError| unavailable(&e.to_string(), "check the driver with nvidia-smi");
+    cudarc::driver::result::init().map_err(driver_error)?;
+    let count = cudarc::driver::result::device::get_count().map_err(driver_error)?;
+    (0..count)
+        .map(|i| cudarc::driver::result::device::get(i).and_then(cudarc::driver::result::device::get_name))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(driver_error)
+}
+
+fn open_cuda(index: usize) -> Result<Gpu> {
+    let names = cuda_devices()?;
+    let Some(name) = names.get(index).cloned() else {
+        return Err(GpuError::Unavailable {
+            device: format!("cuda:{index}"),
+            why: format!("there are {} CUDA devices", names.len()),
+            fix: "see `acrlpd doctor` for the devices of this machine".into(),
+        });
+    };
+    let fault = Fault::default();
+    let mut client = CudaRuntime::client(&CudaDevice { index });
+    // SAFETY: the stream is set once, before any work.
+    unsafe { client.set_stream(STREAM) };
+    claim(&client, &fault, &name)?;
+    let properties = client.properties().clone();
+    let hardware = &properties.hardware;
+    let memory = properties.memory.max_page_size * 4; // cubecl sets the page limit to a quarter of the memory
+    let caps = Caps {
+        name,
+        api: Api::Cuda,
+        plane: Some(hardware.plane_size_max),
+        memory_bytes: Some(memory),
+        max_units: hardware.max_units_per_cube,
+        max_shared_bytes: hardware.max_shared_memory_size as u32,
+        max_cubes: [
+            hardware.max_cube_count.0,
+            hardware.max_cube_count.1,
+            hardware.max_cube_count.2,
+        ],
+        max_page_bytes: memory,
+        ..Caps::planning()
+    };
+    Ok(Gpu::new(Backend::Cuda(client), caps, fault))
+}
+
+/// Marks the thread that feeds this device, so that a panic on it becomes an error.
+pub(super) fn claim<R: Runtime>(client: &ComputeClient<R>, fault: &Fault, name: &str) -> Result<()> {
+    let (fault, device) = (fault.clone(), name.to_string());
+    client
+        .exclusive(move || fault.claim_thread(device))
+        .map_err(|e| GpuError::DeviceThread {
+            device: name.to_string(),
+            why: super::fault::first_sentence(&e),
+        })
+}
+
+/// A page of exactly `bytes` on the device.
+pub(super) fn page(backend: &Backend, bytes: u64) -> Result<Option<Handle>> {
+    match backend {
+        Backend::Wgpu(c) => persistent(c, bytes).map(Some),
+        Backend::Cuda(c) => persistent(c, bytes).map(Some),
+        // The dry server never touches memory: any handle will do.
+        Backend::Dry(c) => Ok(Some(c.empty(bytes as usize))),
+        Backend::Null => Ok(None),
+    }
+}
+
+fn persistent<R: Runtime>(client: &ComputeClient<R>, bytes: u64) -> Result<Handle> {
+    // Persistent memory is allocated exactly; cubecl's pools would round a page of gigabytes up to the next class.
+    // SAFETY: the mode is changed and restored on our own stream, with nothing in between but this allocation.
+    unsafe { client.allocation_mode(MemoryAllocationMode::Persistent) };
+    let handle = client.empty(bytes as usize);
+    unsafe { client.allocation_mode(MemoryAllocationMode::Auto) };
+    client.flush().map_err(|e| GpuError::Launch {
+        device: "the device".into(),
+        why: format!(
+            "{bytes} bytes could not be allocated: {}",
+            super::fault::first_sentence(&e)
+        ),
+    })?;
+    Ok(handle)
+}

@@ -1,0 +1,161 @@
+//! The one door to a kernel: check, count, run.
+
+use cubecl::prelude::*;
+
+use super::{Cost, Gpu, GpuError, Tensor};
+
+/// A tensor inside a kernel: element `i` of the view is `data[at + i]`, because operands are bound at aligned
+/// addresses and views may start anywhere.
+#[derive(CubeType, CubeLaunch)]
+pub struct View<E: CubePrimitive> {
+    data: Array<E>,
+    at: usize,
+}
+
+#[cube]
+impl<E: CubePrimitive> View<E> {
+    /// Element `i`.
+    pub fn get(&self, i: usize) -> E {
+        self.data[self.at + i]
+    }
+
+    /// Sets element `i`.
+    pub fn set(&mut self, i: usize, value: E) {
+        self.data[self.at + i] = value;
+    }
+
+    /// First element of the view: loops add to it once and then use [`View::raw`], because reading it is a load.
+    pub fn start(&self) -> usize {
+        self.at
+    }
+
+    /// Element `i` of the bound range.
+    pub fn raw(&self, i: usize) -> E {
+        self.data[i]
+    }
+
+    /// Sets element `i` of the bound range.
+    pub fn raw_set(&mut self, i: usize, value: E) {
+        self.data[i] = value;
+    }
+}
+
+/// Launches a `#[cube(launch_unchecked)]` kernel whose parameters are: views, then scalars and comptime values.
+///
+/// `launch!(gpu, cost, kernel, count, dim, [tensors…], (scalars…))`. Does nothing after an error of the device, and
+/// on the null device everything but run.
+macro_rules! launch {
+    ($gpu:expr, $cost:expr, $kernel:ident, $count:expr, $dim:expr, [$($t:expr),* $(,)?], ($($s:expr),* $(,)?) $(,)?) => {{
+        let gpu: &$crate::gpu::Gpu = $gpu;
+        let cost: $crate::gpu::Cost = $cost;
+        let (count, dim): (cubecl::prelude::CubeCount, cubecl::prelude::CubeDim) = ($count, $dim);
+        if gpu.admit(&cost, &[$(&$t),*], &count, &dim) {
+            // SAFETY: kernels guard every index by the sizes they are given, and the sizes come from the tensors.
+            macro_rules! on {
+                ($client:expr, $runtime:ty) => {
+                    gpu.run(&cost, $client, || unsafe {
+                        $kernel::launch_unchecked::<$runtime>(
+                            $client,
+                            count.clone(),
+                            dim,
+                            $($crate::gpu::launch::ViewLaunch::new($t.array_arg::<$runtime>(), $t.at()),)*
+                            $($s,)*
+                        )
+                    })
+                };
+            }
+            match gpu.backend() {
+                $crate::gpu::Backend::Wgpu(c) => on!(c, cubecl_wgpu::WgpuRuntime),
+                $crate::gpu::Backend::Cuda(c) => on!(c, cubecl_cuda::CudaRuntime),
+                $crate::gpu::Backend::Dry(c) => on!(c, $crate::gpu::CudaDry),
+                $crate::gpu::Backend::Null => gpu.count(&cost, std::time::Duration::ZERO),
+            }
+        }
+    }};
+}
+pub(crate) use launch;
+
+impl Gpu {
+    /// Whether a launch may go ahead: nothing failed before, something to do, operands and geometry within limits.
+    pub(crate) fn admit(&self, cost: &Cost, operands: &[&Tensor], count: &CubeCount, dim: &CubeDim) -> bool {
+        if self.fault().is_some() {
+            return false;
+        }
+        match self.refusal(cost.op, operands, count, dim) {
+            None => !matches!(count, CubeCount::Static(x, y, z) if x * y * z == 0),
+            Some(error) => {
+                self.fail(error);
+                false
+            }
+        }
+    }
+
+    fn refusal(&self, op: &'static str, operands: &[&Tensor], count: &CubeCount, dim: &CubeDim) -> Option<GpuError> {
+        let caps = self.caps();
+        let device = || caps.name.clone();
+        for t in operands {
+            if !caps.stores(t.dtype()) {
+                return Some(GpuError::Dtype {
+                    op,
+                    dtype: t.dtype().name(),
+                    device: device(),
+                });
+            }
+            if t.bound_bytes() > caps.max_binding_bytes {
+                let (bytes, limit) = (t.bound_bytes(), caps.max_binding_bytes);
+                return Some(GpuError::BindingTooLarge {
+                    op,
+                    bytes,
+                    limit,
+                    device: device(),
+                });
+            }
+        }
+        let geometry = |what, asked: u64, limit: u64| {
+            (asked > limit).then(|| GpuError::Geometry {
+                op,
+                what,
+                asked,
+                limit,
+                device: device(),
+            })
+        };
+        let cubes = match count {
+            CubeCount::Static(x, y, z) => [*x, *y, *z],
+            CubeCount::Dynamic(_) => [0; 3],
+        };
+        geometry("units in a workgroup", dim.num_elems() as u64, caps.max_units as u64)
+            .or_else(|| geometry("workgroups along x", cubes[0] as u64, caps.max_cubes[0] as u64))
+            .or_else(|| geometry("workgroups along y", cubes[1] as u64, caps.max_cubes[1] as u64))
+            .or_else(|| geometry("workgroups along z", cubes[2] as u64, caps.max_cubes[2] as u64))
+    }
+
+    /// Runs and counts one launch; when profiling, alone and timed.
+    pub(crate) fn run<R: Runtime>(&self, cost: &Cost, client: &ComputeClient<R>, launch: impl FnOnce() + Send) {
+        if !self.profiling() {
+            launch();
+            return self.count(cost, std::time::Duration::ZERO);
+        }
+        match client.profile(launch, cost.op) {
+            Ok(((), duration)) => {
+                let ticks = cubecl_common::future::block_on(duration.resolve());
+                self.count(cost, ticks.duration());
+            }
+            Err(error) => self.fail(GpuError::Launch {
+                device: self.caps().name.clone(),
+                why: format!("{error:?}"),
+            }),
+        }
+    }
+
+    /// Workgroups for `n` units of work with `per_cube` units each, folded into two dimensions where one is too
+    /// short. Kernels use `ABSOLUTE_POS` or `CUBE_POS` and must check the bound.
+    pub(crate) fn cubes(&self, n: usize, per_cube: usize) -> CubeCount {
+        let cubes = n.div_ceil(per_cube) as u32;
+        let limit = self.caps().max_cubes[0].min(65535);
+        if cubes <= limit {
+            return CubeCount::Static(cubes, 1, 1);
+        }
+        CubeCount::Static(limit, cubes.div_ceil(limit), 1)
+    }
+}

@@ -1,0 +1,245 @@
+//! Devices, memory and launches. Everything above works with [`Gpu`] and [`Tensor`] and knows no backend.
+//!
+//! - [`Gpu`]: one device: its abilities ([`Caps`]), memory ([`Arena`]), errors and the account of what ran ([`Record`]).
+//! - [`launch!`](crate::gpu::launch): the one door to a kernel. It checks sizes and types, counts the launch, and then runs it on the
+//!   device (CUDA, wgpu), lowers it for CUDA without a device ([`Gpu::dry_cuda`]), or does nothing
+//!   ([`Gpu::null`], for plans): one code, four uses.
+//! - Errors are sticky: after the first failure nothing more is launched and every read and sync reports it, so a
+//!   dropped launch can never be mistaken for a result.
+
+mod arena;
+mod caps;
+mod device;
+mod dry;
+mod dtype;
+mod error;
+mod fault;
+pub(crate) mod launch;
+pub mod nvrtc;
+mod raw;
+mod record;
+mod tensor;
+mod transfer;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cubecl::prelude::ComputeClient;
+use cubecl_cuda::CudaRuntime;
+use cubecl_wgpu::WgpuRuntime;
+
+pub use arena::{Arena, ArenaUse};
+pub use caps::{Api, Caps};
+pub use device::{AdapterInfo, DeviceChoice, adapters};
+pub use dry::DryKernel;
+pub use dtype::DType;
+pub use error::{GpuError, Result};
+pub use record::{Cost, Record, Share, Totals};
+pub use tensor::{Shape, Tensor};
+pub use transfer::PendingRead;
+
+pub(crate) use dry::CudaDry;
+use fault::Fault;
+use record::Recorder;
+use tensor::Storage;
+
+/// One device. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct Gpu(Arc<Inner>);
+
+pub(crate) enum Backend {
+    Wgpu(ComputeClient<WgpuRuntime>),
+    Cuda(ComputeClient<CudaRuntime>),
+    Dry(ComputeClient<CudaDry>),
+    Null,
+}
+
+struct Inner {
+    backend: Backend,
+    caps: Caps,
+    fault: Fault,
+    recorder: Mutex<Recorder>,
+    profiling: std::sync::atomic::AtomicBool,
+    /// Activations and workspaces of the running step.
+    scratch: Arena,
+    /// Weights, gradients, optimizer states.
+    states: Arena,
+}
+
+impl Gpu {
+    fn new(backend: Backend, caps: Caps, fault: Fault) -> Gpu {
+        let arena = |name, source: fn(&Backend, u64) -> Result<_>, backend: &Backend| {
+            let backend = backend.share();
+            let min_page = if matches!(caps.api, Api::Null) {
+                caps.max_page_bytes
+            } else {
+                32 << 20
+            };
+            Arena::new(
+                name,
+                caps.name.clone(),
+                Box::new(move |bytes| source(&backend, bytes)),
+                caps.alignment,
+                caps.max_page_bytes,
+                min_page,
+            )
+        };
+        let scratch = arena("activations", device::page, &backend);
+        let states = arena("states", device::page, &backend);
+        Gpu(Arc::new(Inner {
+            backend,
+            caps,
+            fault,
+            recorder: Mutex::default(),
+            profiling: false.into(),
+            scratch,
+            states,
+        }))
+    }
+
+    /// A device that only counts: costs and memory of everything "launched" on it, with the limits in `caps`.
+    pub fn null(caps: Caps) -> Gpu {
+        Gpu::new(Backend::Null, Caps { api: Api::Null, ..caps }, Fault::default())
+    }
+
+    /// The same device under a smaller binding limit, to prove that large operands are cut and not refused.
+    #[cfg(test)]
+    pub(crate) fn with_binding_limit(&self, bytes: u64) -> Gpu {
+        Gpu::new(
+            self.0.backend.share(),
+            Caps {
+                max_binding_bytes: bytes,
+                ..self.0.caps.clone()
+            },
+            Fault::default(),
+        )
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        &self.0.caps
+    }
+
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.0.backend
+    }
+
+    /// Activations and workspaces of the running step.
+    pub fn scratch(&self) -> &Arena {
+        &self.0.scratch
+    }
+
+    /// Weights, gradients and optimizer states.
+    pub fn states(&self) -> &Arena {
+        &self.0.states
+    }
+
+    /// Uninitialised memory for the running step.
+    pub fn alloc(&self, dtype: DType, shape: impl Into<Shape>) -> Tensor {
+        self.alloc_in(&self.0.scratch, dtype, shape)
+    }
+
+    /// Uninitialised f32 memory for the running step.
+    pub fn f32(&self, shape: impl Into<Shape>) -> Tensor {
+        self.alloc(DType::F32, shape)
+    }
+
+    /// Uninitialised memory of an arena. Failure is the device's sticky error; the tensor then has no memory.
+    pub fn alloc_in(&self, arena: &Arena, dtype: DType, shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        let storage = match arena.alloc(shape.len() as u64 * dtype.bytes()) {
+            Ok(block) => Storage::Arena(block),
+            Err(error) => {
+                self.0.fault.set(error);
+                Storage::None
+            }
+        };
+        Tensor::new(storage, shape, dtype, self.0.caps.alignment)
+    }
+
+    /// Names the phase(s) that the following launches belong to; shares sum to one.
+    pub fn phase(&self, shares: &[Share]) {
+        self.recorder().set_phase(shares);
+    }
+
+    /// The account since the last call.
+    pub fn take_record(&self) -> Record {
+        self.recorder().take()
+    }
+
+    /// Times every launch from now on. Each then waits for the device, so totals are those of isolated kernels.
+    pub fn set_profiling(&self, on: bool) {
+        self.0.profiling.store(on, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn recorder(&self) -> std::sync::MutexGuard<'_, Recorder> {
+        self.0.recorder.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn profiling(&self) -> bool {
+        self.0.profiling.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// The first error of this device, if any.
+    pub fn fault(&self) -> Option<GpuError> {
+        self.0.fault.get()
+    }
+
+    /// `Ok` if nothing has failed so far on the host side (does not wait for the device).
+    pub fn check(&self) -> Result<()> {
+        self.fault().map_or(Ok(()), Err)
+    }
+
+    /// Waits until all work is done and reports any failure of it.
+    pub fn sync(&self) -> Result<()> {
+        use cubecl_common::future::block_on;
+        self.check()?;
+        let result = match &self.0.backend {
+            Backend::Wgpu(c) => block_on(c.sync()),
+            Backend::Cuda(c) => block_on(c.sync()),
+            Backend::Dry(c) => block_on(c.sync()),
+            Backend::Null => Ok(()),
+        };
+        self.settle(result)
+    }
+
+    /// Turns a server's answer into ours; a panic on the device thread wins over an `Ok`.
+    fn settle<T>(&self, result: std::result::Result<T, cubecl_runtime::server::ServerError>) -> Result<T> {
+        match result {
+            Ok(value) => self.check().map(|()| value),
+            Err(error) => {
+                let why = fault::first_sentence(&error);
+                self.0.fault.set(GpuError::Launch {
+                    device: self.0.caps.name.clone(),
+                    why,
+                });
+                Err(self.fault().expect("just set"))
+            }
+        }
+    }
+
+    pub(crate) fn count(&self, cost: &Cost, time: Duration) {
+        self.recorder().add(cost, time);
+    }
+
+    pub(crate) fn fail(&self, error: GpuError) {
+        self.0.fault.set(error);
+    }
+}
+
+impl Backend {
+    fn share(&self) -> Backend {
+        match self {
+            Backend::Wgpu(c) => Backend::Wgpu(c.clone()),
+            Backend::Cuda(c) => Backend::Cuda(c.clone()),
+            Backend::Dry(c) => Backend::Dry(c.clone()),
+            Backend::Null => Backend::Null,
+        }
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu({}, {})", self.0.caps.name, self.0.caps.api)
+    }
+}

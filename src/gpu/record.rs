@@ -1,0 +1,167 @@
+//! What was launched: one line per (phase, op) with counts, FLOPs, bytes and, when profiling, time.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// What one launch does, as counted from its shapes.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// The op's name, as in its file under `ops/`.
+    pub op: &'static str,
+    /// Useful floating point operations (a multiply-add is two).
+    pub flops: f64,
+    /// Bytes its operands hold: each read or written once.
+    pub bytes: f64,
+}
+
+impl Cost {
+    /// A launch whose work is moving `bytes`.
+    pub fn moving(op: &'static str, bytes: u64) -> Self {
+        Cost {
+            op,
+            flops: 0.0,
+            bytes: bytes as f64,
+        }
+    }
+
+    /// A launch with arithmetic that counts.
+    pub fn new(op: &'static str, flops: f64, bytes: u64) -> Self {
+        Cost {
+            op,
+            flops,
+            bytes: bytes as f64,
+        }
+    }
+}
+
+/// A phase of the step, and its share of the launches that serve several phases at once.
+pub type Share = (&'static str, f64);
+
+/// Totals of one (phase, op).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Kernel launches. A launch shared by phases counts in the first of them.
+    pub launches: u64,
+    pub flops: f64,
+    pub bytes: f64,
+    pub time: Duration,
+}
+
+impl Totals {
+    fn add(&mut self, other: &Totals, share: f64, first: bool) {
+        self.launches += if first { other.launches } else { 0 };
+        self.flops += share * other.flops;
+        self.bytes += share * other.bytes;
+        self.time += other.time.mul_f64(share);
+    }
+}
+
+/// The running account of a device.
+#[derive(Default)]
+pub struct Recorder {
+    shares: Vec<Share>,
+    lines: HashMap<(&'static str, &'static str), Totals>,
+    order: Vec<(&'static str, &'static str)>,
+}
+
+impl Recorder {
+    pub(crate) fn set_phase(&mut self, shares: &[Share]) {
+        self.shares.clear();
+        self.shares.extend_from_slice(shares);
+    }
+
+    pub(crate) fn add(&mut self, cost: &Cost, time: Duration) {
+        let one = Totals {
+            launches: 1,
+            flops: cost.flops,
+            bytes: cost.bytes,
+            time,
+        };
+        let shares: &[Share] = if self.shares.is_empty() {
+            &[("other", 1.0)]
+        } else {
+            &self.shares
+        };
+        for (i, &(phase, share)) in shares.iter().enumerate() {
+            let key = (phase, cost.op);
+            let line = self.lines.entry(key).or_insert_with(|| {
+                self.order.push(key);
+                Totals::default()
+            });
+            line.add(&one, share, i == 0);
+        }
+    }
+
+    pub(crate) fn take(&mut self) -> Record {
+        let lines = std::mem::take(&mut self.lines);
+        let order = std::mem::take(&mut self.order);
+        Record {
+            lines: order.into_iter().map(|key| (key.0, key.1, lines[&key])).collect(),
+        }
+    }
+}
+
+/// A finished account, in order of first launch.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// (phase, op, totals)
+    pub lines: Vec<(&'static str, &'static str, Totals)>,
+}
+
+impl Record {
+    /// Sum over everything.
+    pub fn total(&self) -> Totals {
+        self.sum(|_| true)
+    }
+
+    /// Sums by phase, in order of first launch.
+    pub fn phases(&self) -> Vec<(&'static str, Totals)> {
+        let mut names: Vec<&'static str> = Vec::new();
+        for (phase, _, _) in &self.lines {
+            if !names.contains(phase) {
+                names.push(phase);
+            }
+        }
+        names
+            .into_iter()
+            .map(|n| (n, self.sum(|(phase, _)| phase == n)))
+            .collect()
+    }
+
+    fn sum(&self, keep: impl Fn((&'static str, &'static str)) -> bool) -> Totals {
+        let mut total = Totals::default();
+        for &(phase, op, t) in &self.lines {
+            if keep((phase, op)) {
+                total.add(&t, 1.0, true);
+            }
+        }
+        total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_launch_is_split_between_its_phases() {
+        let mut r = Recorder::default();
+        r.set_phase(&[("candidates", 0.75), ("target", 0.25)]);
+        r.add(&Cost::new("gemm", 100.0, 40), Duration::from_micros(8));
+        r.set_phase(&[("critics", 1.0)]);
+        r.add(&Cost::moving("copy", 12), Duration::ZERO);
+        let record = r.take();
+        let phases = record.phases();
+        assert_eq!(
+            phases.iter().map(|p| p.0).collect::<Vec<_>>(),
+            ["candidates", "target", "critics"]
+        );
+        assert_eq!(
+            (phases[0].1.flops, phases[1].1.flops, phases[2].1.bytes),
+            (75.0, 25.0, 12.0)
+        );
+        assert_eq!((phases[0].1.launches, phases[1].1.launches), (1, 0));
+        assert_eq!(record.total().launches, 2);
+        assert!(r.take().lines.is_empty());
+    }
+}

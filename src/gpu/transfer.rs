@@ -1,0 +1,228 @@
+//! Host to device and back.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use cubecl::prelude::{ComputeClient, CubeCount, Runtime};
+use cubecl_common::bytes::Bytes;
+use cubecl_runtime::server::{Handle, ServerError};
+
+use super::raw::RawKernel;
+use super::{Backend, Cost, DType, Gpu, Result, Shape, Storage, Tensor};
+
+/// Words a unit of the copy kernel moves, so that 128 MiB fit into one dispatch dimension.
+const WORDS_PER_UNIT: usize = 16;
+const COPY_UNITS: usize = 64;
+
+const COPY: RawKernel = RawKernel {
+    entry: "copy_words",
+    wgsl: include_str!("../../shaders/wgsl/copy_words.wgsl"),
+    cuda: include_str!("../../shaders/cuda/copy_words.cu"),
+    units: COPY_UNITS as u32,
+    shared_bytes: 0,
+};
+
+impl Gpu {
+    /// A new tensor with these bytes, in cubecl's own pool (freed with the tensor).
+    fn upload_bytes(&self, bytes: &[u8], dtype: DType, shape: Shape) -> Tensor {
+        assert_eq!(
+            bytes.len() as u64,
+            shape.len() as u64 * dtype.bytes(),
+            "{dtype:?}{shape:?}"
+        );
+        if self.fault().is_some() {
+            return Tensor::new(Storage::None, shape, dtype, self.caps().alignment);
+        }
+        // Buffers are whole words, and never empty.
+        let mut padded = bytes.to_vec();
+        padded.resize(bytes.len().next_multiple_of(8).max(8), 0);
+        let storage = match self.backend() {
+            Backend::Wgpu(c) => Storage::Pool(c.create(Bytes::from_bytes_vec(padded))),
+            Backend::Cuda(c) => Storage::Pool(c.create(Bytes::from_bytes_vec(padded))),
+            Backend::Dry(c) => Storage::Pool(c.empty(padded.len())),
+            Backend::Null => Storage::None,
+        };
+        Tensor::new(storage, shape, dtype, self.caps().alignment)
+    }
+
+    /// Uploads f32 values.
+    pub fn upload_f32(&self, values: &[f32], shape: impl Into<Shape>) -> Tensor {
+        self.upload_bytes(bytemuck::cast_slice(values), DType::F32, shape.into())
+    }
+
+    /// Uploads u32 values.
+    pub fn upload_u32(&self, values: &[u32], shape: impl Into<Shape>) -> Tensor {
+        self.upload_bytes(bytemuck::cast_slice(values), DType::U32, shape.into())
+    }
+
+    /// Uploads bytes.
+    pub fn upload_u8(&self, values: &[u8], shape: impl Into<Shape>) -> Tensor {
+        self.upload_bytes(values, DType::U8, shape.into())
+    }
+
+    /// Uploads f32 values stored as `dtype` (f32, f16 or bf16; rounds to nearest even).
+    pub fn upload_as(&self, values: &[f32], dtype: DType, shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        match dtype {
+            DType::F16 => {
+                let half: Vec<half::f16> = values.iter().map(|&v| half::f16::from_f32(v)).collect();
+                self.upload_bytes(bytemuck::cast_slice(&half), dtype, shape)
+            }
+            DType::Bf16 => {
+                let half: Vec<half::bf16> = values.iter().map(|&v| half::bf16::from_f32(v)).collect();
+                self.upload_bytes(bytemuck::cast_slice(&half), dtype, shape)
+            }
+            _ => self.upload_f32(values, shape),
+        }
+    }
+
+    /// Overwrites `to` (f32, whole words) with `values`, in place.
+    pub fn write_f32(&self, to: &Tensor, values: &[f32]) {
+        assert_eq!(to.len(), values.len());
+        // Chunked: an upload passes through host memory twice, and one operand must fit a binding.
+        let most = (self.caps().max_binding_bytes / 4).min(16 << 20) as usize;
+        for (i, chunk) in values.chunks(most).enumerate() {
+            let from = self.upload_f32(chunk, [chunk.len()]);
+            self.copy(&from, &to.slice(i * most, [chunk.len()]));
+        }
+    }
+
+    /// `to = from`, elementwise on 32-bit words.
+    pub fn copy(&self, from: &Tensor, to: &Tensor) {
+        assert!(from.dtype() == to.dtype() && from.len() == to.len() && from.dtype().bytes() == 4);
+        let n = from.len();
+        let most = (self.caps().max_binding_bytes / 4) as usize / 2;
+        for start in (0..n).step_by(most.max(1)) {
+            let len = most.min(n - start);
+            let (a, b) = (from.slice(start, [len]), to.slice(start, [len]));
+            let count = self.cubes(len, COPY_UNITS * WORDS_PER_UNIT);
+            let CubeCount::Static(cubes_x, _, _) = count else {
+                unreachable!("cubes() counts on the host")
+            };
+            let scalars = [len as u32, a.at() as u32, b.at() as u32, cubes_x];
+            self.launch_raw(Cost::moving("copy", 8 * len as u64), &COPY, count, &[&a, &b], &scalars);
+        }
+    }
+
+    /// Reads a tensor of 32-bit floats. Waits for all work before it; fails if any of it failed.
+    pub fn read_f32(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        let bytes = self.read_bytes(tensor)?;
+        Ok(match tensor.dtype() {
+            DType::F16 => bytemuck::pod_collect_to_vec::<u8, half::f16>(&bytes)
+                .iter()
+                .map(|v| v.to_f32())
+                .collect(),
+            DType::Bf16 => bytemuck::pod_collect_to_vec::<u8, half::bf16>(&bytes)
+                .iter()
+                .map(|v| v.to_f32())
+                .collect(),
+            _ => bytemuck::pod_collect_to_vec(&bytes),
+        })
+    }
+
+    /// Reads a tensor of 32-bit words.
+    pub fn read_u32(&self, tensor: &Tensor) -> Result<Vec<u32>> {
+        Ok(bytemuck::pod_collect_to_vec(&self.read_bytes(tensor)?))
+    }
+
+    fn read_bytes(&self, tensor: &Tensor) -> Result<Vec<u8>> {
+        // A failed launch is reported by sync, never by read: ask first.
+        self.sync()?;
+        let wanted = tensor.bytes() as usize;
+        let Some(handle) = tensor.exact_handle() else {
+            return Ok(vec![0; wanted]);
+        };
+        let result = match self.backend() {
+            Backend::Wgpu(c) => c.read_one(handle),
+            Backend::Cuda(c) => c.read_one(handle),
+            Backend::Dry(_) | Backend::Null => return Ok(vec![0; wanted]),
+        };
+        let mut bytes = self.settle(result)?.to_vec();
+        bytes.truncate(wanted);
+        Ok(bytes)
+    }
+
+    /// Starts reading an f32 tensor as it is after all work issued so far, without waiting for it.
+    pub fn read_later(&self, tensor: &Tensor) -> PendingRead {
+        let wanted = tensor.len();
+        // A failed launch is reported by flush, never by read: ask first.
+        let flushed = match self.backend() {
+            Backend::Wgpu(c) => self.settle(c.flush()),
+            Backend::Cuda(c) => self.settle(c.flush()),
+            Backend::Dry(_) | Backend::Null => self.check(),
+        };
+        let handle = flushed.ok().and_then(|()| tensor.exact_handle());
+        let future: Option<ReadFuture> = match (handle, self.backend()) {
+            (Some(h), Backend::Wgpu(c)) => Some(read(c.clone(), h)),
+            (Some(h), Backend::Cuda(c)) => Some(read(c.clone(), h)),
+            _ => None,
+        };
+        let mut pending = PendingRead {
+            gpu: self.clone(),
+            future,
+            early: None,
+            wanted,
+        };
+        // The first poll issues the copy: from here on it is ordered before everything launched later.
+        pending.early = pending.poll();
+        pending
+    }
+}
+
+fn read<R: Runtime>(client: ComputeClient<R>, handle: Handle) -> ReadFuture {
+    Box::pin(async move { client.read_async(vec![handle]).await })
+}
+
+type ReadFuture = Pin<Box<dyn Future<Output = std::result::Result<Vec<Bytes>, ServerError>> + Send>>;
+
+/// A read under way.
+pub struct PendingRead {
+    gpu: Gpu,
+    future: Option<ReadFuture>,
+    early: Option<Result<Vec<f32>>>,
+    wanted: usize,
+}
+
+impl PendingRead {
+    /// The values, if they have arrived.
+    pub fn poll(&mut self) -> Option<Result<Vec<f32>>> {
+        if let Some(values) = self.early.take() {
+            return Some(values);
+        }
+        let Some(future) = &mut self.future else {
+            return Some(self.nothing());
+        };
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => None,
+            Poll::Ready(result) => {
+                self.future = None;
+                Some(self.finish(result))
+            }
+        }
+    }
+
+    /// Waits for the values.
+    pub fn wait(mut self) -> Result<Vec<f32>> {
+        if let Some(values) = self.early.take() {
+            return values;
+        }
+        match self.future.take() {
+            None => self.nothing(),
+            Some(future) => {
+                let result = cubecl_common::future::block_on(future);
+                self.finish(result)
+            }
+        }
+    }
+
+    fn nothing(&self) -> Result<Vec<f32>> {
+        self.gpu.check().map(|()| vec![0.0; self.wanted])
+    }
+
+    fn finish(&self, result: std::result::Result<Vec<Bytes>, ServerError>) -> Result<Vec<f32>> {
+        let mut bytes = self.gpu.settle(result)?.remove(0).to_vec();
+        bytes.truncate(self.wanted * 4);
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+}

@@ -1,0 +1,6 @@
+//! x
+pub mod data;
+pub mod gpu;
+pub mod model;
+pub mod ops;
+pub mod rng;

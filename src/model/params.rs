@@ -1,0 +1,474 @@
+//! Parameters: names and shapes, and where they live.
+//!
+//! A [`ParamTable`] lists *units* (one transformer block, the embedding table, …). A unit is a list of *groups*: runs
+//! of tensors that are used as one matrix (`q | k | v`, `gate | up`). A [`Placement`] gives every group a range of
+//! flat pages, the same in weights, gradients, moments and averages, so that optimizer, clip, averaging and
+//! checkpoints work on flat memory and know nothing of layers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::gpu::{Caps, DType, Gpu, Tensor};
+
+/// Groups start at multiples of this many elements, so that views are aligned for every device and type.
+const ALIGN: usize = 128;
+
+/// Which part of the system a unit belongs to: for freezing, and for norms in the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Room {
+    /// SigLIP and the projection of its tokens.
+    Vision,
+    /// Prompt embedding and language layers.
+    Language,
+    /// Action expert and action heads.
+    Expert,
+    /// Critic ensemble.
+    Critic,
+}
+
+/// How a tensor starts when there are no weights to load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    Zeros,
+    Ones,
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform in ± sqrt(3 / fan_in): variance 1 / fan_in.
+    LecunUniform {
+        fan_in: usize,
+    },
+}
+
+/// One named tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamTensor {
+    /// Name in an openpi PyTorch checkpoint.
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub init: Init,
+}
+
+impl ParamTensor {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// No elements?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Tensors that lie next to each other and are used as one `[rows, cols]` matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    pub tensors: Vec<ParamTensor>,
+    /// Shape of the whole.
+    pub shape: Vec<usize>,
+}
+
+impl Group {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// No elements?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// One block of a network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unit {
+    pub name: String,
+    pub room: Room,
+    pub groups: Vec<Group>,
+}
+
+impl Unit {
+    /// An empty unit.
+    pub fn new(name: impl Into<String>, room: Room) -> Unit {
+        Unit {
+            name: name.into(),
+            room,
+            groups: Vec::new(),
+        }
+    }
+
+    /// Adds a group of one tensor.
+    #[must_use]
+    pub fn one(mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Unit {
+        let tensor = ParamTensor {
+            name: name.into(),
+            shape: shape.to_vec(),
+            init,
+        };
+        self.groups.push(Group {
+            shape: shape.to_vec(),
+            tensors: vec![tensor],
+        });
+        self
+    }
+
+    /// Adds a group of matrices (or vectors) stacked along their first axis.
+    #[must_use]
+    pub fn stacked(mut self, parts: &[(String, &[usize])], init: Init) -> Unit {
+        let mut shape = parts[0].1.to_vec();
+        shape[0] = parts.iter().map(|p| p.1[0]).sum();
+        let tensors = parts
+            .iter()
+            .map(|(name, shape)| ParamTensor {
+                name: name.clone(),
+                shape: shape.to_vec(),
+                init,
+            })
+            .collect();
+        self.groups.push(Group { shape, tensors });
+        self
+    }
+
+    /// Number of elements, without padding.
+    pub fn len(&self) -> usize {
+        self.groups.iter().map(Group::len).sum()
+    }
+
+    /// No elements?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// All parameters of a network.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct ParamTable {
+    pub units: Vec<Unit>,
+}
+
+impl ParamTable {
+    /// Number of parameters.
+    pub fn len(&self) -> usize {
+        self.units.iter().map(Unit::len).sum()
+    }
+
+    /// No parameters?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every tensor, in order.
+    pub fn tensors(&self) -> impl Iterator<Item = &ParamTensor> {
+        self.units.iter().flat_map(|u| &u.groups).flat_map(|g| &g.tensors)
+    }
+}
+
+/// A contiguous range of rows of a group in one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    page: usize,
+    offset: usize,
+    first_row: usize,
+    rows: usize,
+}
+
+/// Where every group of a table lies: the same for weights, gradients and optimizer states.
+#[derive(Debug)]
+pub struct Placement {
+    table: Arc<ParamTable>,
+    /// Elements of each page.
+    pages: Vec<usize>,
+    /// `[unit][group]` -> parts; more than one only where a group exceeds what a kernel may bind.
+    parts: Vec<Vec<Vec<Part>>>,
+}
+
+impl Placement {
+    /// Places `table` for a device.
+    pub fn new(table: Arc<ParamTable>, caps: &Caps) -> Placement {
+        // Largest element type first: every store of this placement must fit.
+        let most_page = (caps.max_page_bytes / 4) as usize / ALIGN * ALIGN;
+        let most_part = ((caps.max_binding_bytes - caps.alignment) / 4) as usize;
+        let mut pages: Vec<usize> = vec![0];
+        let mut parts = Vec::new();
+        for unit in &table.units {
+            let mut of_unit = Vec::new();
+            for group in &unit.groups {
+                let rows = group.shape[0];
+                let row = group.len() / rows.max(1);
+                // Parts end on aligned elements where rows allow it, so that they follow each other without padding.
+                let granule = ALIGN / gcd(row, ALIGN);
+                let fitting = (most_part.min(most_page) / row.max(1)).clamp(1, rows.max(1));
+                let whole = fitting >= rows || fitting < granule;
+                let rows_per_part = if whole { fitting } else { fitting / granule * granule };
+                let mut of_group = Vec::new();
+                for first_row in (0..rows).step_by(rows_per_part) {
+                    let rows = rows_per_part.min(rows - first_row);
+                    let len = (rows * row).next_multiple_of(ALIGN);
+                    if pages[pages.len() - 1] + len > most_page {
+                        pages.push(0);
+                    }
+                    let page = pages.len() - 1;
+                    of_group.push(Part {
+                        page,
+                        offset: pages[page],
+                        first_row,
+                        rows,
+                    });
+                    pages[page] += len;
+                }
+                of_unit.push(of_group);
+            }
+            parts.push(of_unit);
+        }
+        Placement { table, pages, parts }
+    }
+
+    /// The names and shapes.
+    pub fn table(&self) -> &Arc<ParamTable> {
+        &self.table
+    }
+
+    /// Elements of all pages, padding included.
+    pub fn elements(&self) -> usize {
+        self.pages.iter().sum()
+    }
+
+    /// Flat ranges (page, first element, elements) that cover everything and that one kernel may bind.
+    pub fn segments(&self, caps: &Caps) -> Vec<(usize, usize, usize)> {
+        let most = ((caps.max_binding_bytes - caps.alignment) / 4) as usize / ALIGN * ALIGN;
+        let mut out = Vec::new();
+        for (page, &len) in self.pages.iter().enumerate() {
+            for start in (0..len).step_by(most) {
+                out.push((page, start, most.min(len - start)));
+            }
+        }
+        out
+    }
+
+    /// Flat ranges (page, first element, elements) of one unit, padding included.
+    pub fn unit_segments(&self, unit: usize, caps: &Caps) -> Vec<(usize, usize, usize)> {
+        let most = ((caps.max_binding_bytes - caps.alignment) / 4) as usize / ALIGN * ALIGN;
+        let mut out: Vec<(usize, usize, usize)> = Vec::new();
+        for (group, parts) in self.parts[unit].iter().enumerate() {
+            let shape = &self.table.units[unit].groups[group];
+            let row = shape.len() / shape.shape[0].max(1);
+            for part in parts {
+                let len = (part.rows * row).next_multiple_of(ALIGN);
+                match out.last_mut() {
+                    Some((page, start, have))
+                        if *page == part.page && *start + *have == part.offset && *have + len <= most =>
+                    {
+                        *have += len;
+                    }
+                    _ => out.push((part.page, part.offset, len)),
+                }
+            }
+        }
+        out
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a.max(1) } else { gcd(b, a % b) }
+}
+
+/// Memory for one value per parameter: weights, or gradients, or a moment, …
+pub struct ParamStore {
+    placement: Arc<Placement>,
+    pages: Vec<Tensor>,
+    dtype: DType,
+}
+
+impl ParamStore {
+    /// Uninitialised memory on the device.
+    pub fn new(gpu: &Gpu, placement: Arc<Placement>, dtype: DType) -> ParamStore {
+        let pages = placement
+            .pages
+            .iter()
+            .map(|&len| gpu.alloc_in(gpu.states(), dtype, [len.max(1)]))
+            .collect();
+        ParamStore {
+            placement,
+            pages,
+            dtype,
+        }
+    }
+
+    /// Memory set to zero.
+    pub fn zeros(gpu: &Gpu, placement: Arc<Placement>, dtype: DType) -> ParamStore {
+        let store = ParamStore::new(gpu, placement, dtype);
+        for page in &store.pages {
+            crate::ops::fill::zero(gpu, page);
+        }
+        store
+    }
+
+    /// Where everything lies.
+    pub fn placement(&self) -> &Arc<Placement> {
+        &self.placement
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// A flat range of a page, as returned by [`Placement::segments`].
+    pub fn segment(&self, (page, start, len): (usize, usize, usize)) -> Tensor {
+        self.pages[page].slice(start, [len])
+    }
+
+    /// Group `group` of unit `unit` as one matrix.
+    ///
+    /// # Panics
+    /// If it does not fit into one binding of the device; only tables ([`ParamStore::parts`]) may be that large.
+    pub fn group(&self, unit: usize, group: usize) -> Tensor {
+        let parts = &self.placement.parts[unit][group];
+        let shape = &self.placement.table.units[unit].groups[group].shape;
+        if let [part] = parts[..] {
+            return self.pages[part.page].slice(part.offset, &shape[..]);
+        }
+        // Rows without padding in between, in one page: products cut such operands themselves.
+        let row = self.placement.table.units[unit].groups[group].len() / shape[0];
+        let contiguous = parts
+            .windows(2)
+            .all(|w| w[0].page == w[1].page && w[0].offset + w[0].rows * row == w[1].offset);
+        assert!(
+            contiguous,
+            "{} does not fit into one page",
+            self.placement.table.units[unit].name
+        );
+        self.pages[parts[0].page].slice(parts[0].offset, &shape[..])
+    }
+
+    /// The rows of a group that one kernel may bind at a time: (first row, matrix).
+    pub fn parts(&self, unit: usize, group: usize) -> Vec<(usize, Tensor)> {
+        let shape = &self.placement.table.units[unit].groups[group].shape;
+        let part_of = |p: &Part| {
+            let mut dims = shape.clone();
+            dims[0] = p.rows;
+            (p.first_row, self.pages[p.page].slice(p.offset, &dims[..]))
+        };
+        self.placement.parts[unit][group].iter().map(part_of).collect()
+    }
+
+    /// Every named tensor as flat ranges, in order: (tensor, ranges).
+    pub fn named(&self) -> Vec<(ParamTensor, Vec<Tensor>)> {
+        let mut out = Vec::new();
+        for (u, unit) in self.placement.table.units.iter().enumerate() {
+            for (g, group) in unit.groups.iter().enumerate() {
+                let row = group.len() / group.shape[0].max(1);
+                let mut first = 0;
+                for tensor in &group.tensors {
+                    let end = first + tensor.len();
+                    let mut ranges = Vec::new();
+                    for part in &self.placement.parts[u][g] {
+                        let (from, to) = (part.first_row * row, (part.first_row + part.rows) * row);
+                        let (a, b) = (first.max(from), end.min(to));
+                        if a < b {
+                            ranges.push(self.pages[part.page].slice(part.offset + a - from, [b - a]));
+                        }
+                    }
+                    out.push((tensor.clone(), ranges));
+                    first = end;
+                }
+            }
+        }
+        out
+    }
+
+    /// Reads every tensor: name -> values.
+    pub fn read(&self, gpu: &Gpu) -> crate::gpu::Result<HashMap<String, Vec<f32>>> {
+        let mut out = HashMap::new();
+        for (tensor, ranges) in self.named() {
+            let mut values = Vec::with_capacity(tensor.len());
+            for range in ranges {
+                values.extend(gpu.read_f32(&range)?);
+            }
+            out.insert(tensor.name, values);
+        }
+        Ok(out)
+    }
+
+    /// Overwrites every tensor that `values` gives.
+    pub fn write(&self, gpu: &Gpu, mut values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>) {
+        for (tensor, ranges) in self.named() {
+            let Some(values) = values(&tensor) else { continue };
+            assert_eq!(values.len(), tensor.len(), "{}", tensor.name);
+            let mut at = 0;
+            for range in ranges {
+                gpu.write_f32(&range, &values[at..at + range.len()]);
+                at += range.len();
+            }
+        }
+    }
+
+    /// Copies everything from a store of the same placement.
+    pub fn copy_from(&self, gpu: &Gpu, other: &ParamStore) {
+        for (to, from) in self.pages.iter().zip(&other.pages) {
+            gpu.copy(from, to);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Arc<ParamTable> {
+        let block = |i: usize| {
+            Unit::new(format!("block{i}"), Room::Language)
+                .one("scale", &[10], Init::Zeros)
+                .stacked(&[("q".into(), &[6, 10]), ("k".into(), &[2, 10])], Init::Normal(0.1))
+        };
+        let embed = Unit::new("embed", Room::Language).one("table", &[1000, 10], Init::Normal(1.0));
+        Arc::new(ParamTable {
+            units: vec![embed, block(0), block(1)],
+        })
+    }
+
+    #[test]
+    fn groups_do_not_overlap_and_segments_cover_everything() {
+        for caps in [
+            Caps::planning(),
+            Caps {
+                max_binding_bytes: 8192,
+                alignment: 256,
+                ..Caps::planning()
+            },
+            Caps {
+                max_binding_bytes: 8192,
+                alignment: 256,
+                max_page_bytes: 16384,
+                ..Caps::planning()
+            },
+        ] {
+            let p = Placement::new(table(), &caps);
+            let mut used = vec![Vec::new(); p.pages.len()];
+            for (u, unit) in p.parts.iter().enumerate() {
+                for (g, parts) in unit.iter().enumerate() {
+                    let group = &p.table.units[u].groups[g];
+                    let row = group.len() / group.shape[0];
+                    assert_eq!(parts.iter().map(|p| p.rows).sum::<usize>(), group.shape[0]);
+                    for part in parts {
+                        assert!(
+                            part.offset.is_multiple_of(ALIGN) && (part.rows * row) as u64 * 4 <= caps.max_binding_bytes
+                        );
+                        used[part.page].push((part.offset, part.rows * row));
+                    }
+                }
+            }
+            for (page, mut ranges) in used.into_iter().enumerate() {
+                ranges.sort();
+                assert!(ranges.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
+                assert!(ranges.last().is_none_or(|r| r.0 + r.1 <= p.pages[page]));
+                assert!(p.pages[page] as u64 * 4 <= caps.max_page_bytes);
+            }
+            let covered: usize = p.segments(&caps).iter().map(|s| s.2).sum();
+            assert_eq!(covered, p.elements());
+            let by_unit: usize = (0..3).flat_map(|u| p.unit_segments(u, &caps)).map(|s| s.2).sum();
+            assert_eq!(by_unit, p.elements());
+        }
+    }
+}

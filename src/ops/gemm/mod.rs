@@ -1,0 +1,608 @@
+//! Matrix product with a fused epilogue: `C = act(scale · (A·B + bias) + extra)`, or `C += A·B`.
+//!
+//! | form | A | B | used for |
+//! |---|---|---|---|
+//! | `nt` | `[m, k]` | `[n, k]` | `y = x Wᵀ` (weights are stored `[out, in]`) |
+//! | `nn` | `[m, k]` | `[k, n]` | `dx = dy W` |
+//! | `tn` | `[k, m]` | `[k, n]` | `dW += dyᵀ x` |
+//! | `tt` | `[k, m]` | `[n, k]` | completeness |
+//!
+//! All operands may have a leading dimension larger than their width (a range of columns) and a batch. Storage is
+//! f32, f16 or bf16, accumulation f32, always in the order of `k`: the result does not depend on the device's mood.
+//!
+//! Cost: `2·m·n·k` FLOPs per batch entry; each operand read or written once.
+//!
+//! Three kernels share the epilogue and are picked by the capability table ([`Kernel::pick`]):
+//! [`plane`] (software Vulkan), [`tiled`] (GPUs), [`portable`] (anything).
+
+mod epilogue;
+mod plane;
+mod portable;
+#[cfg(test)]
+mod tests;
+mod tiled;
+
+use crate::gpu::{Caps, Cost, Gpu, Tensor};
+
+/// A matrix, or a batch of them, inside a tensor.
+#[derive(Clone, Debug)]
+pub struct Mat {
+    tensor: Tensor,
+    rows: usize,
+    cols: usize,
+    /// Elements from one row to the next.
+    ld: usize,
+    /// Number of matrices.
+    batch: usize,
+    /// Elements from one matrix to the next; 0 repeats the same one.
+    stride: usize,
+}
+
+impl From<&Tensor> for Mat {
+    /// `[rows, cols]`, or `[batch, rows, cols]`.
+    fn from(t: &Tensor) -> Mat {
+        let (batch, rows, cols) = match *t.shape() {
+            [rows, cols] => (1, rows, cols),
+            [batch, rows, cols] => (batch, rows, cols),
+            ref shape => panic!("a matrix has two dimensions, or three with a batch, not {shape:?}"),
+        };
+        Mat {
+            tensor: t.clone(),
+            rows,
+            cols,
+            ld: cols,
+            batch,
+            stride: rows * cols,
+        }
+    }
+}
+
+impl Mat {
+    /// Columns `start..start + cols` of every row.
+    #[must_use]
+    pub fn columns(self, start: usize, cols: usize) -> Mat {
+        assert!(start + cols <= self.cols);
+        let len = self.span() - (self.cols - cols);
+        Mat {
+            tensor: self.tensor.slice(start, [len]),
+            cols,
+            ..self
+        }
+    }
+
+    /// Rows `start..start + rows` of every matrix.
+    #[must_use]
+    pub fn row_range(self, start: usize, rows: usize) -> Mat {
+        assert!(start + rows <= self.rows);
+        let from = start * self.ld;
+        let len = self.span() - (self.rows - rows) * self.ld;
+        Mat {
+            tensor: self.tensor.slice(from, [len]),
+            rows,
+            ..self
+        }
+    }
+
+    /// The same matrix for each of `batch` entries.
+    #[must_use]
+    pub fn repeat(self, batch: usize) -> Mat {
+        assert_eq!(self.batch, 1);
+        Mat {
+            batch,
+            stride: 0,
+            ..self
+        }
+    }
+
+    /// Elements from the first to the last one, inclusive.
+    fn span(&self) -> usize {
+        (self.batch - 1) * self.stride + (self.rows - 1) * self.ld + self.cols
+    }
+
+    fn elements(&self) -> u64 {
+        let batch = if self.stride == 0 { 1 } else { self.batch };
+        (batch * self.rows * self.cols) as u64
+    }
+
+    fn bytes(&self) -> u64 {
+        self.elements() * self.tensor.dtype().bytes()
+    }
+
+    /// May pairs of neighbours in a row be moved as one 64-bit word?
+    fn wide(&self, caps: &Caps) -> bool {
+        caps.wide_loads
+            && self.tensor.pairs()
+            && self.cols.is_multiple_of(2)
+            && self.ld.is_multiple_of(2)
+            && self.stride.is_multiple_of(2)
+    }
+}
+
+/// Applied to the sum before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Act {
+    None,
+    /// tanh-approximated GELU.
+    Gelu,
+    /// `x · sigmoid(x)`.
+    Swish,
+}
+
+/// Which row of `extra` is added to row `i` of the product.
+#[derive(Clone, Debug)]
+pub enum RowMap {
+    /// Row `i`: a residual.
+    Same,
+    /// Row `i % period`: position embeddings.
+    Modulo(usize),
+    /// Row `index[i]` (u32): a value shared by a group of rows.
+    Index(Tensor),
+}
+
+/// Comptime form of [`RowMap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Map {
+    Same,
+    Modulo,
+    Index,
+}
+
+/// Everything that is compiled into a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Config {
+    a_transposed: bool,
+    b_transposed: bool,
+    wide_a: bool,
+    wide_b: bool,
+    wide_c: bool,
+    wide_extra: bool,
+    batched: bool,
+    grouped: bool,
+    bias: bool,
+    extra: Option<Map>,
+    act: Act,
+    /// Also store the value before `act`.
+    pre: bool,
+    accumulate: bool,
+    scaled: bool,
+}
+
+impl Config {
+    /// Element by element, whatever the operands would allow.
+    fn narrow(self) -> Config {
+        Config {
+            wide_a: false,
+            wide_b: false,
+            wide_c: false,
+            wide_extra: false,
+            ..self
+        }
+    }
+}
+
+/// The kernels to choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// One plane a tile, operands broadcast between its units: fewest loads, for CPUs posing as GPUs.
+    Plane,
+    /// Tiles in shared memory, for GPUs.
+    Tiled,
+    /// Registers only.
+    Portable,
+}
+
+impl Kernel {
+    /// The kernel for a device: a table, not a race.
+    pub fn pick(caps: &Caps) -> Kernel {
+        match (caps.software, caps.plane) {
+            (true, Some(4 | 8 | 16)) => Kernel::Plane,
+            (true, _) => Kernel::Portable,
+            (false, _) if caps.max_units >= tiled::UNITS && caps.max_shared_bytes >= tiled::SHARED_BYTES => {
+                Kernel::Tiled
+            }
+            (false, _) => Kernel::Portable,
+        }
+    }
+}
+
+/// Which dimension a product is cut along.
+enum Axis {
+    M,
+    N,
+    K,
+}
+
+/// Products of different sizes in one launch: group `g` is described by row `g` of `table [groups, 6]` (u32):
+/// offsets of its A, B and C from the starts of the operands, in elements, then m, n, k. Leading dimensions are those
+/// of the operands.
+#[derive(Clone, Debug)]
+pub struct Groups {
+    pub table: Tensor,
+    /// Largest m and n of any group: the size of the launch.
+    pub max_m: usize,
+    pub max_n: usize,
+    /// Sum of m·n·k over the groups, for the account.
+    pub products: f64,
+}
+
+/// One product, under construction.
+#[derive(Debug)]
+pub struct Gemm {
+    a: Mat,
+    b: Mat,
+    a_transposed: bool,
+    b_transposed: bool,
+    bias: Option<Mat>,
+    extra: Option<(Mat, RowMap)>,
+    act: Act,
+    pre: Option<Mat>,
+    scale: Option<f32>,
+    kernel: Option<Kernel>,
+    groups: Option<Groups>,
+    name: &'static str,
+}
+
+/// `A [m,k] · B [n,k]ᵀ`
+pub fn nt(a: impl Into<Mat>, b: impl Into<Mat>) -> Gemm {
+    Gemm::new(a.into(), b.into(), false, true)
+}
+
+/// `A [m,k] · B [k,n]`
+pub fn nn(a: impl Into<Mat>, b: impl Into<Mat>) -> Gemm {
+    Gemm::new(a.into(), b.into(), false, false)
+}
+
+/// `A [k,m]ᵀ · B [k,n]`
+pub fn tn(a: impl Into<Mat>, b: impl Into<Mat>) -> Gemm {
+    Gemm::new(a.into(), b.into(), true, false)
+}
+
+/// `A [k,m]ᵀ · B [n,k]ᵀ`
+pub fn tt(a: impl Into<Mat>, b: impl Into<Mat>) -> Gemm {
+    Gemm::new(a.into(), b.into(), true, true)
+}
+
+impl Gemm {
+    fn new(a: Mat, b: Mat, a_transposed: bool, b_transposed: bool) -> Gemm {
+        Gemm {
+            a,
+            b,
+            a_transposed,
+            b_transposed,
+            bias: None,
+            extra: None,
+            act: Act::None,
+            pre: None,
+            scale: None,
+            kernel: None,
+            groups: None,
+            name: "gemm",
+        }
+    }
+
+    /// Adds `bias [n]` (or `[batch, n]`) to every row.
+    #[must_use]
+    pub fn bias(mut self, bias: &Tensor) -> Gemm {
+        let n = bias.dim(bias.shape().len() - 1);
+        self.bias = Some(Mat::from(&bias.view([bias.len() / n, 1, n])));
+        self
+    }
+
+    /// Adds rows of `extra` after scaling.
+    #[must_use]
+    pub fn extra(mut self, extra: impl Into<Mat>, map: RowMap) -> Gemm {
+        self.extra = Some((extra.into(), map));
+        self
+    }
+
+    /// Adds `residual [m, n]`.
+    #[must_use]
+    pub fn add(self, residual: impl Into<Mat>) -> Gemm {
+        self.extra(residual, RowMap::Same)
+    }
+
+    /// Multiplies the product and the bias, not `extra`.
+    #[must_use]
+    pub fn scale(mut self, scale: f32) -> Gemm {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Applies `act` to the sum.
+    #[must_use]
+    pub fn act(mut self, act: Act) -> Gemm {
+        self.act = act;
+        self
+    }
+
+    /// Also stores the value before the activation, for its backward.
+    #[must_use]
+    pub fn save_pre(mut self, pre: &Tensor) -> Gemm {
+        self.pre = Some(pre.into());
+        self
+    }
+
+    /// Uses this kernel whatever the capability table says (tests, benches).
+    #[must_use]
+    pub fn with(mut self, kernel: Kernel) -> Gemm {
+        self.kernel = Some(kernel);
+        self
+    }
+
+    /// Many products of different sizes; operands then only give the buffers and leading dimensions.
+    #[must_use]
+    pub fn grouped(mut self, groups: Groups) -> Gemm {
+        self.groups = Some(groups);
+        self
+    }
+
+    /// Accounts the product under this name.
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Gemm {
+        self.name = name;
+        self
+    }
+
+    /// `C = …`
+    pub fn to(self, gpu: &Gpu, c: impl Into<Mat>) {
+        self.run(gpu, c.into(), false);
+    }
+
+    /// `C += …`
+    pub fn add_to(self, gpu: &Gpu, c: impl Into<Mat>) {
+        self.run(gpu, c.into(), true);
+    }
+
+    fn run(self, gpu: &Gpu, c: Mat, accumulate: bool) {
+        let (m, k) = if self.a_transposed {
+            (self.a.cols, self.a.rows)
+        } else {
+            (self.a.rows, self.a.cols)
+        };
+        let (n, k_b) = if self.b_transposed {
+            (self.b.rows, self.b.cols)
+        } else {
+            (self.b.cols, self.b.rows)
+        };
+        let batch = c.batch;
+        assert!(
+            self.groups.is_some()
+                || (k == k_b && (c.rows, c.cols) == (m, n) && self.a.batch == batch && self.b.batch == batch),
+            "shapes do not fit: {self:?} into {c:?}"
+        );
+        if c.rows * c.cols * batch == 0 {
+            return;
+        }
+        if self.split_over_binding_limit(gpu, &c, accumulate) {
+            return;
+        }
+        let map = self.extra.as_ref().map(|(_, map)| match map {
+            RowMap::Same => Map::Same,
+            RowMap::Modulo(_) => Map::Modulo,
+            RowMap::Index(_) => Map::Index,
+        });
+        let caps = gpu.caps();
+        let kernel = self.kernel.unwrap_or_else(|| Kernel::pick(caps));
+        // Groups may start and end anywhere.
+        let wide = |m: &Mat| self.groups.is_none() && m.wide(caps);
+        let config = Config {
+            a_transposed: self.a_transposed,
+            b_transposed: self.b_transposed,
+            wide_a: wide(&self.a),
+            wide_b: wide(&self.b),
+            wide_c: wide(&c) && self.pre.as_ref().is_none_or(wide),
+            wide_extra: self.extra.as_ref().is_some_and(|(e, _)| wide(e)),
+            batched: batch > 1,
+            grouped: self.groups.is_some(),
+            bias: self.bias.is_some(),
+            extra: map,
+            act: self.act,
+            pre: self.pre.is_some(),
+            accumulate,
+            scaled: self.scale.is_some(),
+        };
+        let products = self.groups.as_ref().map_or((m * n * k * batch) as f64, |g| g.products);
+        let parts = [
+            Some(&self.a),
+            Some(&self.b),
+            self.bias.as_ref(),
+            self.extra.as_ref().map(|e| &e.0),
+            self.pre.as_ref(),
+            Some(&c),
+            accumulate.then_some(&c),
+        ];
+        let bytes: u64 = parts.into_iter().flatten().map(Mat::bytes).sum();
+        let cost = Cost::new(self.name, 2.0 * products, bytes);
+        let call = Call::new(&self, &c, [m, n, k], config);
+        match kernel {
+            Kernel::Plane => plane::launch_plane(gpu, cost, &call),
+            Kernel::Tiled => tiled::launch_tiled(gpu, cost, &call),
+            Kernel::Portable => portable::launch_portable(gpu, cost, &call),
+        }
+    }
+
+    /// Where an operand is larger than one binding may be, the product is done in two halves.
+    fn split_over_binding_limit(&self, gpu: &Gpu, c: &Mat, accumulate: bool) -> bool {
+        let caps = gpu.caps();
+        let over = |m: &Mat| m.span() as u64 * m.tensor.dtype().bytes() + caps.alignment > caps.max_binding_bytes;
+        let over_opt = |m: Option<&Mat>| m.is_some_and(over);
+        if c.batch > 1 || self.groups.is_some() {
+            return false; // of activations only: bounded by the micro-batch
+        }
+        let (cut_a, cut_b) = (over(&self.a), over(&self.b));
+        let axis = match (cut_a && self.a_transposed) || (cut_b && !self.b_transposed) {
+            true => Axis::K,
+            false if cut_b => Axis::N,
+            false if cut_a || over(c) || over_opt(self.extra.as_ref().map(|e| &e.0)) || over_opt(self.pre.as_ref()) => {
+                Axis::M
+            }
+            false => return false,
+        };
+        let (size, granule) = match (&axis, &self.extra) {
+            (Axis::M, Some((_, RowMap::Modulo(period)))) => (c.rows, *period),
+            (Axis::M, _) => (c.rows, 2),
+            (Axis::N, _) => (c.cols, 2),
+            (Axis::K, _) => (if self.a_transposed { self.a.rows } else { self.a.cols }, 2),
+        };
+        let half = (size / 2).next_multiple_of(granule);
+        if half == 0 || half >= size {
+            return false; // cannot be cut: the launch layer will refuse it by name
+        }
+        for (start, len) in [(0, half), (half, size - half)] {
+            let mut part = self.shallow();
+            match axis {
+                Axis::M => {
+                    part.a = if self.a_transposed {
+                        part.a.columns(start, len)
+                    } else {
+                        part.a.row_range(start, len)
+                    };
+                    part.extra = part.extra.map(|(m, map)| match map {
+                        RowMap::Same => (m.row_range(start, len), map),
+                        RowMap::Index(index) => (m, RowMap::Index(index.slice(start, [len]))),
+                        RowMap::Modulo(_) => (m, map),
+                    });
+                    part.pre = part.pre.map(|m| m.row_range(start, len));
+                    part.run(gpu, c.clone().row_range(start, len), accumulate);
+                }
+                Axis::N => {
+                    part.b = if self.b_transposed {
+                        part.b.row_range(start, len)
+                    } else {
+                        part.b.columns(start, len)
+                    };
+                    part.bias = part.bias.map(|m| m.columns(start, len));
+                    part.extra = part.extra.map(|(m, map)| (m.columns(start, len), map));
+                    part.pre = part.pre.map(|m| m.columns(start, len));
+                    part.run(gpu, c.clone().columns(start, len), accumulate);
+                }
+                Axis::K => {
+                    assert!(
+                        self.act == Act::None && self.pre.is_none() && self.scale.is_none(),
+                        "cut along k"
+                    );
+                    part.a = if self.a_transposed {
+                        part.a.row_range(start, len)
+                    } else {
+                        part.a.columns(start, len)
+                    };
+                    part.b = if self.b_transposed {
+                        part.b.columns(start, len)
+                    } else {
+                        part.b.row_range(start, len)
+                    };
+                    if start > 0 {
+                        (part.bias, part.extra) = (None, None);
+                    }
+                    part.run(gpu, c.clone(), accumulate || start > 0);
+                }
+            }
+        }
+        true
+    }
+
+    fn shallow(&self) -> Gemm {
+        Gemm {
+            a: self.a.clone(),
+            b: self.b.clone(),
+            bias: self.bias.clone(),
+            extra: self.extra.clone(),
+            pre: self.pre.clone(),
+            groups: self.groups.clone(),
+            ..*self
+        }
+    }
+}
+
+/// What a kernel launch needs: operands, sizes and strides, ready to pass on.
+struct Call<'a> {
+    a: &'a Tensor,
+    b: &'a Tensor,
+    c: &'a Tensor,
+    /// Absent operands are stood in for by `c`; the kernel does not touch them.
+    bias: &'a Tensor,
+    extra: &'a Tensor,
+    pre: &'a Tensor,
+    index: &'a Tensor,
+    table: &'a Tensor,
+    /// Size of the launch: rows, columns, matrices.
+    grid: [usize; 3],
+    sizes: Sizes,
+    scale: f32,
+    config: Config,
+}
+
+/// Scalars of a launch, in elements.
+#[derive(Clone, Copy)]
+struct Sizes {
+    m: usize,
+    n: usize,
+    k: usize,
+    ld_a: usize,
+    ld_b: usize,
+    ld_c: usize,
+    ld_extra: usize,
+    ld_pre: usize,
+    stride_a: usize,
+    stride_b: usize,
+    stride_c: usize,
+    stride_bias: usize,
+    stride_extra: usize,
+    stride_pre: usize,
+    period: usize,
+}
+
+impl<'a> Call<'a> {
+    fn new(gemm: &'a Gemm, c: &'a Mat, [m, n, k]: [usize; 3], config: Config) -> Call<'a> {
+        let (extra, map) = gemm
+            .extra
+            .as_ref()
+            .map_or((None, None), |(e, map)| (Some(e), Some(map)));
+        let period = if let Some(RowMap::Modulo(period)) = map {
+            *period
+        } else {
+            1
+        };
+        let index = if let Some(RowMap::Index(index)) = map {
+            index
+        } else {
+            &c.tensor
+        };
+        let ld = |m: Option<&Mat>| m.map_or(0, |m| m.ld);
+        let stride = |m: Option<&Mat>| m.map_or(0, |m| if m.batch == 1 { 0 } else { m.stride });
+        let grid = match &gemm.groups {
+            None => [m, n, c.batch],
+            Some(groups) => [groups.max_m, groups.max_n, groups.table.dim(0)],
+        };
+        Call {
+            a: &gemm.a.tensor,
+            b: &gemm.b.tensor,
+            c: &c.tensor,
+            bias: gemm.bias.as_ref().map_or(&c.tensor, |m| &m.tensor),
+            extra: extra.map_or(&c.tensor, |m| &m.tensor),
+            pre: gemm.pre.as_ref().map_or(&c.tensor, |m| &m.tensor),
+            index,
+            table: gemm.groups.as_ref().map_or(&c.tensor, |g| &g.table),
+            grid,
+            sizes: Sizes {
+                m,
+                n,
+                k,
+                ld_a: gemm.a.ld,
+                ld_b: gemm.b.ld,
+                ld_c: c.ld,
+                ld_extra: ld(extra),
+                ld_pre: ld(gemm.pre.as_ref()),
+                stride_a: stride(Some(&gemm.a)),
+                stride_b: stride(Some(&gemm.b)),
+                stride_c: stride(Some(c)),
+                stride_bias: stride(gemm.bias.as_ref()),
+                stride_extra: stride(extra),
+                stride_pre: stride(gemm.pre.as_ref()),
+                period,
+            },
+            scale: gemm.scale.unwrap_or(1.0),
+            config,
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! One operation a file: the maths, the shapes, forward, backward, cost and test.
+//!
+//! Invariants of the whole room:
+//! - Backward of a *parameter* adds into its gradient (`+=`), so accumulation over micro-batches is free; backward of
+//!   an *activation* writes its gradient (`=`).
+//! - Tensors are row-major and contiguous. Kernels compute in f32 whatever the storage is.
+//! - No atomics: every sum has a fixed order that depends on shapes alone, so the same inputs give the same bits.
+//! - Names carry shape letters in docs: B batch, C cameras, S prefix tokens, N candidates, H horizon, A action dim,
+//!   D width, F mlp width, K head dim, E ensemble, T Euler steps; M rows of a packed matrix.
+
+pub mod activation;
+pub mod attention;
+pub mod column_sum;
+pub mod fill;
+pub mod gated_residual;
+pub mod geglu;
+pub mod gemm;
+pub mod layer_norm;
+mod math;
+mod pair;
+pub mod rms_norm;
+pub mod rope;
+mod rows;
+pub mod softmax;
+#[cfg(test)]
+mod testing;
+mod wide;

@@ -1,0 +1,311 @@
+//! RMS normalisation with the scale stored as an offset from one, and its adaptive form.
+//!
+//! ```text
+//! x̂ = x / sqrt(mean(x²) + ε)            ε = 1e-6, mean over the width D
+//! y = x̂ (1 + w)                          plain:    w [D]
+//! y = x̂ (1 + scale_g) + shift_g          adaptive: modulation [G, 3D] = scale | shift | gate of row group g
+//!
+//! g = dy (1 + w)     dx = (g - x̂ mean(g x̂)) / sqrt(…)      dw += Σ_rows dy x̂      dshift += Σ_rows dy
+//! ```
+//! x, y, dy, dx `[M, D]`. The gate is applied by [`gated_residual`](super::gated_residual), not here.
+//! Source: Zhang & Sennrich 2019; Gemma's `1 + w`; π₀.₅'s adaRMS (openpi `gemma.py`).
+//!
+//! Cost: memory bound; forward reads x and writes y, backward reads x, dy (and a residual) and writes dx.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::column_sum::{self, Term};
+use super::pair::{Pair, is_wide, load2, storage, store2};
+use super::rows::{RowLayout, row_of_unit, team_sum};
+use crate::gpu::launch::{View, launch};
+use crate::gpu::{Cost, DType, Gpu, Tensor};
+
+/// Added to the mean square.
+pub const EPS: f32 = 1e-6;
+
+/// Where a row's scale and shift come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Modulation<'a> {
+    /// One scale `[D]` for all rows.
+    Plain(&'a Tensor),
+    /// `table [G, 3D]`; row `m` uses row `groups[m]` (u32 `[M]`).
+    Adaptive { table: &'a Tensor, groups: &'a Tensor },
+}
+
+impl<'a> Modulation<'a> {
+    fn table(&self) -> &'a Tensor {
+        match *self {
+            Modulation::Plain(w) => w,
+            Modulation::Adaptive { table, .. } => table,
+        }
+    }
+
+    /// The group index, or a stand-in that the kernel does not touch.
+    fn groups(&self) -> &'a Tensor {
+        match *self {
+            Modulation::Plain(w) => w,
+            Modulation::Adaptive { groups, .. } => groups,
+        }
+    }
+
+    fn adaptive(&self) -> bool {
+        matches!(self, Modulation::Adaptive { .. })
+    }
+}
+
+/// `y = norm(x)`
+pub fn forward(gpu: &Gpu, x: &Tensor, modulation: Modulation<'_>, y: &Tensor) {
+    let [m, d] = *x.shape() else {
+        panic!("x is [M, D], not {x:?}")
+    };
+    let layout = RowLayout::pick(gpu, d);
+    let wide = is_wide(gpu, d, &[x, modulation.table(), y]);
+    let types = [storage(x, wide), storage(modulation.table(), wide), storage(y, wide)];
+    launch!(
+        gpu,
+        Cost::moving("rms_norm", x.bytes() + y.bytes()),
+        rms_norm_forward,
+        layout.count(gpu, m),
+        layout.dim(),
+        [x, modulation.table(), modulation.groups(), y],
+        (m, d, layout, modulation.adaptive(), wide, types),
+    );
+}
+
+/// What [`backward`] reads and writes.
+pub struct Backward<'a> {
+    pub x: &'a Tensor,
+    pub modulation: Modulation<'a>,
+    pub dy: &'a Tensor,
+    /// Gradient that reaches x around the norm (the residual), added to dx.
+    pub around: Option<&'a Tensor>,
+    pub dx: &'a Tensor,
+    /// The forward result again, for the weight gradient of the layer behind the norm.
+    pub y: Option<&'a Tensor>,
+    /// `1 / sqrt(mean(x²) + ε)` per row `[M]` f32, for [`backward_scale`].
+    pub rstd: Option<&'a Tensor>,
+}
+
+/// Gradient with respect to x.
+pub fn backward(gpu: &Gpu, b: Backward<'_>) {
+    let [m, d] = *b.x.shape() else {
+        panic!("x is [M, D], not {:?}", b.x)
+    };
+    let layout = RowLayout::pick(gpu, d);
+    let around = b.around.unwrap_or(b.dy);
+    let y = b.y.unwrap_or(b.dx);
+    let rstd = b.rstd.unwrap_or(b.dx);
+    let table = b.modulation.table();
+    let wide = is_wide(gpu, d, &[b.x, table, b.dy, around, b.dx, y]);
+    let types = [b.x, table, b.dy, around, b.dx, y].map(|t| storage(t, wide));
+    let parts = BackwardParts {
+        around: b.around.is_some(),
+        y: b.y.is_some(),
+        rstd: b.rstd.is_some(),
+    };
+    let moved: u64 = [Some(b.x), Some(b.dy), b.around, Some(b.dx), b.y]
+        .into_iter()
+        .flatten()
+        .map(|t| t.bytes())
+        .sum();
+    launch!(
+        gpu,
+        Cost::moving("rms_norm_backward", moved),
+        rms_norm_backward,
+        layout.count(gpu, m),
+        layout.dim(),
+        [b.x, table, b.modulation.groups(), b.dy, around, b.dx, y, rstd],
+        (m, d, layout, b.modulation.adaptive(), parts, wide, types),
+    );
+}
+
+/// `dw [D] += Σ_rows dy x̂`, from the `rstd` that [`backward`] left.
+pub fn backward_scale(gpu: &Gpu, x: &Tensor, rstd: &Tensor, dy: &Tensor, dw: &Tensor) {
+    column_sum::accumulate(gpu, Term::Product { dy, x, rstd }, dw);
+}
+
+/// `dtable [G, 3D]`: scale and shift parts, summed over the rows of each group. `starts [G + 1]` (u32) are the first
+/// rows of the groups, which must be contiguous; the gate part is left as it is.
+pub fn backward_modulation(gpu: &Gpu, x: &Tensor, rstd: &Tensor, dy: &Tensor, starts: &Tensor, dtable: &Tensor) {
+    let d = x.dim(1);
+    column_sum::grouped(gpu, Term::Product { dy, x, rstd }, starts, dtable, 0, 3 * d);
+    column_sum::grouped(gpu, Term::Plain { dy }, starts, dtable, d, 3 * d);
+}
+
+/// A tensor for [`Backward::rstd`].
+pub fn rstd(gpu: &Gpu, rows: usize) -> Tensor {
+    gpu.alloc(DType::F32, [rows])
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct BackwardParts {
+    around: bool,
+    y: bool,
+    rstd: bool,
+}
+
+/// First element of the scale of a row; the shift lies `d` further.
+#[cube]
+fn scale_start<W: Numeric>(
+    table: &View<W>,
+    groups: &View<u32>,
+    row: usize,
+    d: usize,
+    #[comptime] adaptive: bool,
+) -> usize {
+    let mut at = table.start();
+    if comptime!(adaptive) {
+        at += groups.get(row) as usize * 3 * d;
+    }
+    at
+}
+
+/// `1 / sqrt(mean(x²) + ε)` of the row that starts at `at`.
+#[cube]
+fn inverse_rms<X: Numeric>(
+    x: &View<X>,
+    at: usize,
+    d: usize,
+    unit: usize,
+    #[comptime] layout: RowLayout,
+    #[comptime] wide: bool,
+) -> f32 {
+    let mut sum = 0.0f32;
+    let mut i = 2 * unit;
+    while i < d {
+        let more = i + 1 < d;
+        let v = load2::<X>(x, at + i, more, wide);
+        sum += v.a * v.a;
+        sum += select(more, v.b * v.b, 0.0);
+        i += comptime!(2 * layout.team);
+    }
+    f32::inverse_sqrt(team_sum(sum, layout) / d as f32 + EPS)
+}
+
+#[cube(launch_unchecked)]
+fn rms_norm_forward<X: Numeric, W: Numeric, Y: Numeric>(
+    x: &View<X>,
+    table: &View<W>,
+    groups: &View<u32>,
+    y: &mut View<Y>,
+    m: usize,
+    d: usize,
+    #[comptime] layout: RowLayout,
+    #[comptime] adaptive: bool,
+    #[comptime] wide: bool,
+    #[define(X, W, Y)] _types: [StorageType; 3],
+) {
+    let (row, unit) = row_of_unit(layout);
+    // Rows beyond the end take part in the sums and store nothing.
+    let safe = min(row, m - 1);
+    let d = d * 1;
+    let x_at = x.start() + safe * d;
+    let y_at = y.start() + safe * d;
+    let w_at = scale_start::<W>(table, groups, safe, d, adaptive);
+    let r = inverse_rms::<X>(x, x_at, d, unit, layout, wide);
+    if row < m {
+        let mut i = 2 * unit;
+        while i < d {
+            let more = i + 1 < d;
+            let v = load2::<X>(x, x_at + i, more, wide);
+            let w = load2::<W>(table, w_at + i, more, wide);
+            let mut out = Pair {
+                a: v.a * r * (1.0 + w.a),
+                b: v.b * r * (1.0 + w.b),
+            };
+            if comptime!(adaptive) {
+                let shift = load2::<W>(table, w_at + d + i, more, wide);
+                out.a += shift.a;
+                out.b += shift.b;
+            }
+            store2::<Y>(y, y_at + i, more, out, wide);
+            i += comptime!(2 * layout.team);
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn rms_norm_backward<X: Numeric, W: Numeric, DY: Numeric, R: Numeric, DX: Numeric, Y: Numeric>(
+    x: &View<X>,
+    table: &View<W>,
+    groups: &View<u32>,
+    dy: &View<DY>,
+    around: &View<R>,
+    dx: &mut View<DX>,
+    y: &mut View<Y>,
+    rstd: &mut View<f32>,
+    m: usize,
+    d: usize,
+    #[comptime] layout: RowLayout,
+    #[comptime] adaptive: bool,
+    #[comptime] parts: BackwardParts,
+    #[comptime] wide: bool,
+    #[define(X, W, DY, R, DX, Y)] _types: [StorageType; 6],
+) {
+    let (row, unit) = row_of_unit(layout);
+    let safe = min(row, m - 1);
+    let d = d * 1;
+    let x_at = x.start() + safe * d;
+    let dy_at = dy.start() + safe * d;
+    let w_at = scale_start::<W>(table, groups, safe, d, adaptive);
+
+    let mut square = 0.0f32;
+    let mut dot = 0.0f32;
+    let mut i = 2 * unit;
+    while i < d {
+        let more = i + 1 < d;
+        let v = load2::<X>(x, x_at + i, more, wide);
+        let w = load2::<W>(table, w_at + i, more, wide);
+        let g = load2::<DY>(dy, dy_at + i, more, wide);
+        square += v.a * v.a;
+        dot += g.a * (1.0 + w.a) * v.a;
+        square += select(more, v.b * v.b, 0.0);
+        dot += select(more, g.b * (1.0 + w.b) * v.b, 0.0);
+        i += comptime!(2 * layout.team);
+    }
+    let r = f32::inverse_sqrt(team_sum(square, layout) / d as f32 + EPS);
+    // x̂ mean(g x̂) = x r² · r · Σ g x / D
+    let slope = team_sum(dot, layout) / d as f32 * r * r * r;
+    if row < m {
+        let around_at = around.start() + row * d;
+        let dx_at = dx.start() + row * d;
+        let y_at = y.start() + row * d;
+        let mut i = 2 * unit;
+        while i < d {
+            let more = i + 1 < d;
+            let v = load2::<X>(x, x_at + i, more, wide);
+            let w = load2::<W>(table, w_at + i, more, wide);
+            let g = load2::<DY>(dy, dy_at + i, more, wide);
+            let mut out = Pair {
+                a: g.a * (1.0 + w.a) * r - v.a * slope,
+                b: g.b * (1.0 + w.b) * r - v.b * slope,
+            };
+            if comptime!(parts.around) {
+                let add = load2::<R>(around, around_at + i, more, wide);
+                out.a += add.a;
+                out.b += add.b;
+            }
+            store2::<DX>(dx, dx_at + i, more, out, wide);
+            if comptime!(parts.y) {
+                let mut again = Pair {
+                    a: v.a * r * (1.0 + w.a),
+                    b: v.b * r * (1.0 + w.b),
+                };
+                if comptime!(adaptive) {
+                    let shift = load2::<W>(table, w_at + d + i, more, wide);
+                    again.a += shift.a;
+                    again.b += shift.b;
+                }
+                store2::<Y>(y, y_at + i, more, again, wide);
+            }
+            i += comptime!(2 * layout.team);
+        }
+        if comptime!(parts.rstd) {
+            if unit == 0 {
+                rstd.set(row, r);
+            }
+        }
+    }
+}
