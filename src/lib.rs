@@ -4,3 +4,4 @@ pub mod gpu;
 pub mod model;
 pub mod ops;
 pub mod rng;
+pub mod verify;

@@ -102,17 +102,10 @@ impl Gpu {
         Gpu::new(Backend::Null, Caps { api: Api::Null, ..caps }, Fault::default())
     }
 
-    /// The same device under a smaller binding limit, to prove that large operands are cut and not refused.
-    #[cfg(test)]
-    pub(crate) fn with_binding_limit(&self, bytes: u64) -> Gpu {
-        Gpu::new(
-            self.0.backend.share(),
-            Caps {
-                max_binding_bytes: bytes,
-                ..self.0.caps.clone()
-            },
-            Fault::default(),
-        )
+    /// The same device under other capabilities: runs the kernels of another class of device, or proves that large
+    /// operands are cut. Claiming what the device does not have makes launches fail.
+    pub fn with_caps(&self, change: impl FnOnce(Caps) -> Caps) -> Gpu {
+        Gpu::new(self.0.backend.share(), change(self.0.caps.clone()), self.0.fault.clone())
     }
 
     /// What the device can do.

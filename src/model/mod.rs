@@ -1,5 +1,21 @@
 //! Pure networks: sizes, parameters, forward and backward. No training, no files, no ranks.
+//!
+//! - [`dims`], [`tables`], [`params`], [`bind`]: how large, called what, where in memory, as which matrices.
+//! - [`siglip`]: pictures to tokens. [`gemma`]: one transformer block, used by the language stream and the expert.
+//! - [`prefix`]: everything about an observation, once: tokens, keys and values of every layer, pooled features.
+//! - [`suffix`]: action tokens over a cached prefix: the velocity field, its sampling and its backward.
+//! - [`critic`]: the ensemble.
 
+pub mod bind;
+pub mod critic;
 pub mod dims;
+pub mod flow_time;
+pub mod gemma;
+pub mod layout;
 pub mod params;
+pub mod prefix;
+pub mod remat;
+pub mod siglip;
+pub mod suffix;
+pub mod suffix_backward;
 pub mod tables;

@@ -9,19 +9,32 @@
 //!   D width, F mlp width, K head dim, E ensemble, T Euler steps; M rows of a packed matrix.
 
 pub mod activation;
+pub mod adamw;
 pub mod attention;
+pub mod blocks;
 pub mod column_sum;
+pub mod embedding;
+pub mod ensemble;
+pub mod entropy;
 pub mod fill;
+pub mod flow;
 pub mod gated_residual;
 pub mod geglu;
 pub mod gemm;
+pub mod image;
 pub mod layer_norm;
 mod math;
+pub mod lr_schedule;
+pub mod mean_pool;
 mod pair;
+pub mod patch_embed;
+pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 mod rows;
 pub mod softmax;
+pub mod td;
 #[cfg(test)]
 mod testing;
+pub mod time_embedding;
 mod wide;

@@ -331,20 +331,21 @@ fn publish(values: &Array<f32>, shared: &mut SharedMemory<f32>, #[comptime] len:
     }
 }
 
-/// Register `slot` of unit `owner`.
+/// Copies the registers of unit `owner` into `out`.
 #[cube]
-fn peek(
-    values: &Array<f32>,
-    shared: &SharedMemory<f32>,
-    #[comptime] slot: usize,
-    #[comptime] owner: usize,
-    #[comptime] len: usize,
-    #[comptime] form: Form,
-) -> f32 {
-    if comptime!(form.plane) {
-        plane_broadcast(values[slot], comptime!(owner as u32))
-    } else {
-        shared[comptime!(owner * len + slot)]
+fn peek_plane(values: &Array<f32>, out: &mut Array<f32>, #[comptime] owner: usize, #[comptime] len: usize) {
+    #[unroll]
+    for i in 0..len {
+        out[i] = plane_broadcast(values[i], comptime!(owner as u32));
+    }
+}
+
+/// Copies what unit `owner` published into `out`.
+#[cube]
+fn peek_shared(shared: &SharedMemory<f32>, out: &mut Array<f32>, owner: usize, #[comptime] len: usize) {
+    #[unroll]
+    for i in 0..len {
+        out[i] = shared[owner * len + i];
     }
 }
 
@@ -370,69 +371,123 @@ fn attend<K: Numeric>(
     let units = comptime!(form.units);
     let unit = UNIT_POS as usize;
     let base = keys.start();
-    let mut tile = Array::<f32>::new(dim);
-    let mut score = Array::<f32>::new(comptime!(QUERIES * units));
+    let mut tile = Array::<f32>::new(comptime!(2 * dim));
     let blocks = rows.div_ceil(units);
     for block in 0..blocks {
         let k0 = block * units;
         let line = base + (row0 + min(k0 + unit, rows - 1)) * ld;
         load_head::<K>(keys, line + k_col, &mut tile, 1.0, 0usize, dim, wide);
-        publish(&tile, shared, dim, form);
+        load_head::<K>(keys, line + v_col, &mut tile, 1.0, dim, dim, wide);
+        publish(&tile, shared, comptime!(2 * dim), form);
+        if comptime!(form.plane) {
+            attend_block(&tile, k0, rows, q, acc, top, sum, form);
+        } else {
+            let mut key = Array::<f32>::new(comptime!(2 * dim));
+            for j in 0..min(units, rows - k0) {
+                peek_shared(shared, &mut key, j, comptime!(2 * dim));
+                attend_key(&key, q, acc, top, sum, form);
+            }
+        }
+    }
+}
+
+/// A plane of keys at once: one change of the running maximum for all of them.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn attend_block(
+    tile: &Array<f32>,
+    k0: usize,
+    rows: usize,
+    q: &Array<f32>,
+    acc: &mut Array<f32>,
+    top: &mut Array<f32>,
+    sum: &mut Array<f32>,
+    #[comptime] form: Form,
+) {
+    let dim = comptime!(form.dim);
+    let units = comptime!(form.units);
+    let mut score = Array::<f32>::new(comptime!(QUERIES * units));
+    #[unroll]
+    for j in 0..units {
         #[unroll]
-        for j in 0..units {
-            let inside = k0 + j < rows;
+        for t in 0..QUERIES {
+            score[comptime!(t * units + j)] = 0.0;
+        }
+        #[unroll]
+        for i in 0..dim {
+            let x = plane_broadcast(tile[i], comptime!(j as u32));
             #[unroll]
             for t in 0..QUERIES {
-                score[comptime!(t * units + j)] = 0.0;
-            }
-            #[unroll]
-            for i in 0..dim {
-                let x = peek(&tile, shared, i, j, dim, form);
-                #[unroll]
-                for t in 0..QUERIES {
-                    score[comptime!(t * units + j)] =
-                        fma(q[comptime!(t * dim + i)], x, score[comptime!(t * units + j)]);
-                }
-            }
-            #[unroll]
-            for t in 0..QUERIES {
-                score[comptime!(t * units + j)] = select(inside, score[comptime!(t * units + j)], LOWEST);
+                score[comptime!(t * units + j)] = fma(q[comptime!(t * dim + i)], x, score[comptime!(t * units + j)]);
             }
         }
         #[unroll]
         for t in 0..QUERIES {
-            let mut largest = top[t];
-            #[unroll]
-            for j in 0..units {
-                largest = max(largest, score[comptime!(t * units + j)]);
-            }
-            let shrink = f32::exp(top[t] - largest);
-            top[t] = largest;
-            let mut total = sum[t] * shrink;
-            #[unroll]
-            for j in 0..units {
-                let p = f32::exp(score[comptime!(t * units + j)] - largest);
-                score[comptime!(t * units + j)] = p;
-                total += p;
-            }
-            sum[t] = total;
-            #[unroll]
-            for i in 0..dim {
-                acc[comptime!(t * dim + i)] *= shrink;
-            }
+            score[comptime!(t * units + j)] = select(k0 + j < rows, score[comptime!(t * units + j)], LOWEST);
         }
-        load_head::<K>(keys, line + v_col, &mut tile, 1.0, 0usize, dim, wide);
-        publish(&tile, shared, dim, form);
+    }
+    #[unroll]
+    for t in 0..QUERIES {
+        let mut largest = top[t];
         #[unroll]
         for j in 0..units {
+            largest = max(largest, score[comptime!(t * units + j)]);
+        }
+        let shrink = f32::exp(top[t] - largest);
+        top[t] = largest;
+        let mut total = sum[t] * shrink;
+        #[unroll]
+        for j in 0..units {
+            let p = f32::exp(score[comptime!(t * units + j)] - largest);
+            score[comptime!(t * units + j)] = p;
+            total += p;
+        }
+        sum[t] = total;
+        #[unroll]
+        for i in 0..dim {
+            acc[comptime!(t * dim + i)] *= shrink;
+        }
+    }
+    #[unroll]
+    for j in 0..units {
+        #[unroll]
+        for i in 0..dim {
+            let x = plane_broadcast(tile[comptime!(dim + i)], comptime!(j as u32));
             #[unroll]
-            for i in 0..dim {
-                let x = peek(&tile, shared, i, j, dim, form);
-                #[unroll]
-                for t in 0..QUERIES {
-                    acc[comptime!(t * dim + i)] = fma(score[comptime!(t * units + j)], x, acc[comptime!(t * dim + i)]);
-                }
+            for t in 0..QUERIES {
+                acc[comptime!(t * dim + i)] = fma(score[comptime!(t * units + j)], x, acc[comptime!(t * dim + i)]);
             }
+        }
+    }
+}
+
+/// One key (its k, then its v).
+#[cube]
+fn attend_key(
+    key: &Array<f32>,
+    q: &Array<f32>,
+    acc: &mut Array<f32>,
+    top: &mut Array<f32>,
+    sum: &mut Array<f32>,
+    #[comptime] form: Form,
+) {
+    let dim = comptime!(form.dim);
+    #[unroll]
+    for t in 0..QUERIES {
+        let mut s = 0.0f32;
+        #[unroll]
+        for i in 0..dim {
+            s = fma(q[comptime!(t * dim + i)], key[i], s);
+        }
+        let largest = max(top[t], s);
+        let shrink = f32::exp(top[t] - largest);
+        let p = f32::exp(s - largest);
+        top[t] = largest;
+        sum[t] = sum[t] * shrink + p;
+        #[unroll]
+        for i in 0..dim {
+            acc[comptime!(t * dim + i)] =
+                fma(p, key[comptime!(dim + i)], acc[comptime!(t * dim + i)] * shrink);
         }
     }
 }
@@ -466,7 +521,7 @@ fn flash_forward<Q: Numeric, K: Numeric, W: Numeric, O: Numeric>(
     let q_row0 = plan.get(entry) as usize;
     let queries = plan.get(entry + 1) as usize * group;
     let first = CUBE_POS_X as usize * comptime!(units * QUERIES) + UNIT_POS as usize;
-    let mut shared = SharedMemory::<f32>::new(comptime!(if form.plane { 1 } else { units * dim }));
+    let mut shared = SharedMemory::<f32>::new(comptime!(if form.plane { 1 } else { 2 * units * dim }));
     // Uniform over the workgroup: the whole block lies beyond the queries of a shorter sequence.
     if CUBE_POS_X as usize * comptime!(units * QUERIES) < queries {
         let mut qv = Array::<f32>::new(comptime!(QUERIES * dim));
@@ -566,26 +621,73 @@ fn pull_back<K: Numeric>(
         load_head::<K>(keys, line + k_col, &mut tile, 1.0, 0usize, dim, wide);
         load_head::<K>(keys, line + v_col, &mut tile, 1.0, dim, dim, wide);
         publish(&tile, shared, comptime!(2 * dim), form);
-        #[unroll]
-        for j in 0..units {
-            let mut s = 0.0f32;
-            let mut dp = 0.0f32;
+        let mut key = Array::<f32>::new(comptime!(2 * dim));
+        if comptime!(form.plane) {
             #[unroll]
-            for i in 0..dim {
-                s = fma(q[i], peek(&tile, shared, i, j, comptime!(2 * dim), form), s);
-                dp = fma(
-                    d_o[i],
-                    peek(&tile, shared, comptime!(dim + i), j, comptime!(2 * dim), form),
-                    dp,
-                );
+            for j in 0..units {
+                peek_plane(&tile, &mut key, j, comptime!(2 * dim));
+                pull_back_key(&key, k0 + j < rows, q, d_o, lse, delta, dq, dim);
             }
-            let p = select(k0 + j < rows, f32::exp(s - lse), 0.0);
-            let ds = p * (dp - delta);
-            #[unroll]
-            for i in 0..dim {
-                dq[i] = fma(ds, peek(&tile, shared, i, j, comptime!(2 * dim), form), dq[i]);
+        } else {
+            for j in 0..min(units, rows - k0) {
+                peek_shared(shared, &mut key, j, comptime!(2 * dim));
+                pull_back_key(&key, true, q, d_o, lse, delta, dq, dim);
             }
         }
+    }
+}
+
+/// One key (its k, then its v): adds to dq.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn pull_back_key(
+    key: &Array<f32>,
+    inside: bool,
+    q: &Array<f32>,
+    d_o: &Array<f32>,
+    lse: f32,
+    delta: f32,
+    dq: &mut Array<f32>,
+    #[comptime] dim: usize,
+) {
+    let mut s = 0.0f32;
+    let mut dp = 0.0f32;
+    #[unroll]
+    for i in 0..dim {
+        s = fma(q[i], key[i], s);
+        dp = fma(d_o[i], key[comptime!(dim + i)], dp);
+    }
+    let p = select(inside, f32::exp(s - lse), 0.0);
+    let ds = p * (dp - delta);
+    #[unroll]
+    for i in 0..dim {
+        dq[i] = fma(ds, key[i], dq[i]);
+    }
+}
+
+/// One query (q, do, lse, delta): adds to dk, dv.
+#[cube]
+fn push_back_query(
+    query: &Array<f32>,
+    inside: bool,
+    kv: &Array<f32>,
+    dkv: &mut Array<f32>,
+    #[comptime] dim: usize,
+) {
+    let mut s = 0.0f32;
+    let mut dp = 0.0f32;
+    #[unroll]
+    for i in 0..dim {
+        s = fma(kv[i], query[i], s);
+        dp = fma(kv[comptime!(dim + i)], query[comptime!(dim + i)], dp);
+    }
+    let p = select(inside, f32::exp(s - query[comptime!(2 * dim)]), 0.0);
+    let ds = p * (dp - query[comptime!(2 * dim + 1)]);
+    #[unroll]
+    for i in 0..dim {
+        // The query comes as q · scale, so dk comes out scaled.
+        dkv[i] = fma(ds, query[i], dkv[i]);
+        dkv[comptime!(dim + i)] = fma(p, query[comptime!(dim + i)], dkv[comptime!(dim + i)]);
     }
 }
 
@@ -742,6 +844,7 @@ fn flash_backward_keys<Q: Numeric, K: Numeric, DO: Numeric, DK: Numeric>(
         let o_base = d_o.start() + kv_head * comptime!(group * dim);
         let q_ld = q_ld * 1;
         let mut tile = Array::<f32>::new(len);
+        let mut other = Array::<f32>::new(len);
         let from = runs.get(entry + 2) as usize;
         let to = from + runs.get(entry + 3) as usize;
         for segment in from..to {
@@ -768,32 +871,16 @@ fn flash_backward_keys<Q: Numeric, K: Numeric, DO: Numeric, DK: Numeric>(
                 tile[comptime!(2 * dim)] = lse.get(stat);
                 tile[comptime!(2 * dim + 1)] = delta.get(stat);
                 publish(&tile, &mut shared, len, form);
-                #[unroll]
-                for j in 0..units {
-                    let mut s = 0.0f32;
-                    let mut dp = 0.0f32;
+                if comptime!(form.plane) {
                     #[unroll]
-                    for i in 0..dim {
-                        s = fma(kv[i], peek(&tile, &shared, i, j, len, form), s);
-                        dp = fma(
-                            kv[comptime!(dim + i)],
-                            peek(&tile, &shared, comptime!(dim + i), j, len, form),
-                            dp,
-                        );
+                    for j in 0..units {
+                        peek_plane(&tile, &mut other, j, len);
+                        push_back_query(&other, q0 + j < queries, &kv, &mut dkv, dim);
                     }
-                    let l = peek(&tile, &shared, comptime!(2 * dim), j, len, form);
-                    let d = peek(&tile, &shared, comptime!(2 * dim + 1), j, len, form);
-                    let p = select(q0 + j < queries, f32::exp(s - l), 0.0);
-                    let ds = p * (dp - d);
-                    #[unroll]
-                    for i in 0..dim {
-                        // The tile holds q · scale, so dk comes out scaled.
-                        dkv[i] = fma(ds, peek(&tile, &shared, i, j, len, form), dkv[i]);
-                        dkv[comptime!(dim + i)] = fma(
-                            p,
-                            peek(&tile, &shared, comptime!(dim + i), j, len, form),
-                            dkv[comptime!(dim + i)],
-                        );
+                } else {
+                    for j in 0..min(units, queries - q0) {
+                        peek_shared(&shared, &mut other, j, len);
+                        push_back_query(&other, true, &kv, &mut dkv, dim);
                     }
                 }
             }

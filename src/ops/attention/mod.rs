@@ -27,6 +27,7 @@ mod materialised;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::gpu::{Gpu, Tensor};
@@ -88,9 +89,11 @@ impl Plan {
         }
     }
 
-    /// The sequences.
-    pub fn sequences(&self) -> &[Sequence] {
-        &self.sequences
+    /// Sequences `range` alone.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> Plan {
+        let sequences = self.sequences[range.clone()].to_vec();
+        Plan { table: self.table.rows(range), sequences, tables: Arc::default() }
     }
 
     /// Number of (query row, key row) pairs.
@@ -119,6 +122,17 @@ impl KeyPlan {
             runs: gpu.upload_u32(&table, [runs.len(), 4]),
             queries: gpu.upload_u32(&queries, [entries, 2]),
             host: runs,
+            tables: Arc::default(),
+        }
+    }
+
+    /// Runs `range` alone.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> KeyPlan {
+        KeyPlan {
+            runs: self.runs.rows(range.clone()),
+            queries: self.queries.clone(),
+            host: self.host[range].to_vec(),
             tables: Arc::default(),
         }
     }
@@ -196,6 +210,12 @@ pub enum Method {
     Flash,
     /// Scores in memory.
     Materialised,
+}
+
+/// The implementations that take these heads, for checks of each of them.
+pub fn methods(heads: Heads) -> Vec<Method> {
+    let flash = (heads.dim <= flash::MAX_DIM).then_some(Method::Flash);
+    flash.into_iter().chain([Method::Materialised]).collect()
 }
 
 /// Attention with these heads.

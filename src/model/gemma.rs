@@ -1,0 +1,315 @@
+//! One transformer block of the language stream or the action expert, in pieces.
+//!
+//! ```text
+//! q | k | v = norm₁(x) Wqkvᵀ      → rope, attention (done by the caller: streams attend together) → o
+//! middle = x + g₁ · (o Woᵀ)       y = middle + g₂ · ((gelu(gate) · up) Wdᵀ),  gate | up = norm₂(middle) Wguᵀ
+//! ```
+//! The gates g are one in plain blocks and a function of the flow time in adaptive ones (π₀.₅).
+//!
+//! Backward is split so that it can run over the Euler steps: [`backward_out`] and [`backward_in`] pull a gradient
+//! through the block for some rows (the chain, step by step) and leave the gradients at its products in a
+//! [`BlockGrads`]; [`backward_params`] then makes all weight gradients from all rows at once.
+
+use super::bind::{GemmaBlock, Norm};
+use crate::gpu::{DType, Gpu, Tensor};
+use crate::ops::rms_norm::{self, Modulation};
+use crate::ops::{gated_residual, geglu, gemm};
+
+/// The time-dependent part of one adaptive block.
+#[derive(Clone)]
+pub struct BlockModulation {
+    /// `[G, 3D]`: scale | shift | gate of each norm.
+    pub norm1: Tensor,
+    pub norm2: Tensor,
+}
+
+/// Modulation of rows: line `groups[m]` of the tables belongs to row m.
+#[derive(Clone, Copy)]
+pub struct Modulated<'a> {
+    pub block: &'a BlockModulation,
+    /// u32 `[M]`
+    pub groups: &'a Tensor,
+}
+
+/// The two norms as the op wants them.
+fn norms<'a>(p: &'a GemmaBlock, time: Option<Modulated<'a>>) -> (Modulation<'a>, Modulation<'a>) {
+    let one = |norm: &'a Norm, table: Option<&'a Tensor>| match (norm, time, table) {
+        (Norm::Plain(scale), _, _) => Modulation::Plain(scale),
+        (Norm::Adaptive(_), Some(t), Some(table)) => Modulation::Adaptive { table, groups: t.groups },
+        _ => panic!("an adaptive block needs its modulation"),
+    };
+    (one(&p.norm1, time.map(|t| &t.block.norm1)), one(&p.norm2, time.map(|t| &t.block.norm2)))
+}
+
+/// What a block keeps for backward, all `[M, ·]`.
+pub struct BlockTape {
+    /// Input.
+    pub x: Tensor,
+    /// Rotated q | k | v.
+    pub qkv: Tensor,
+    /// Attention's output, and its softmax denominators.
+    pub o: Tensor,
+    pub lse: Tensor,
+    /// Stream between attention and MLP; absent: computed again.
+    pub middle: Option<Tensor>,
+    /// gate | up; absent: computed again.
+    pub gate_up: Option<Tensor>,
+    /// Adaptive blocks: the two branches in front of their gates.
+    pub branches: Option<(Tensor, Tensor)>,
+}
+
+/// q | k | v before rotation. `columns` of the weight: all, or k | v alone for the last layer of a prefix.
+pub fn project(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, qkv: &Tensor) {
+    let normed = gpu.alloc(x.dtype(), x.shape());
+    rms_norm::forward(gpu, x, norms(p, time).0, &normed);
+    let skip = p.qkv.dim(0) - qkv.dim(1);
+    gemm::nt(&normed, &p.qkv.rows(skip..p.qkv.dim(0))).to(gpu, qkv);
+}
+
+/// Everything behind attention: `y`, and what [`BlockTape`] keeps of it.
+pub struct Finished {
+    pub middle: Tensor,
+    pub gate_up: Tensor,
+    pub branches: Option<(Tensor, Tensor)>,
+}
+
+/// `middle` from the input and attention's output.
+fn middle(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, o: &Tensor) -> (Tensor, Option<Tensor>) {
+    let out = gpu.alloc(x.dtype(), x.shape());
+    match time {
+        None => {
+            gemm::nt(o, &p.out).add(x).to(gpu, &out);
+            (out, None)
+        }
+        Some(t) => {
+            let branch = gpu.alloc(x.dtype(), x.shape());
+            gemm::nt(o, &p.out).to(gpu, &branch);
+            gated_residual::forward(gpu, x, &branch, &t.block.norm1, t.groups, &out);
+            (out, Some(branch))
+        }
+    }
+}
+
+/// gate | up from `middle`.
+fn gate_up(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, middle: &Tensor) -> Tensor {
+    let normed = gpu.alloc(middle.dtype(), middle.shape());
+    rms_norm::forward(gpu, middle, norms(p, time).1, &normed);
+    let gate_up = gpu.alloc(middle.dtype(), [middle.dim(0), p.gate_up.dim(0)]);
+    gemm::nt(&normed, &p.gate_up).to(gpu, &gate_up);
+    gate_up
+}
+
+/// `y` from the input `x` and attention's output `o`.
+pub fn finish(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, o: &Tensor, y: &Tensor) -> Finished {
+    let (middle, branch1) = middle(gpu, p, time, x, o);
+    let gate_up = gate_up(gpu, p, time, &middle);
+    let act = gpu.alloc(x.dtype(), [x.dim(0), p.down.dim(1)]);
+    geglu::forward(gpu, &gate_up, &act);
+    let branches = match (time, branch1) {
+        (Some(t), Some(branch1)) => {
+            let branch2 = gpu.alloc(x.dtype(), x.shape());
+            gemm::nt(&act, &p.down).to(gpu, &branch2);
+            gated_residual::forward(gpu, &middle, &branch2, &t.block.norm2, t.groups, y);
+            Some((branch1, branch2))
+        }
+        _ => {
+            gemm::nt(&act, &p.down).add(&middle).to(gpu, y);
+            None
+        }
+    };
+    Finished { middle, gate_up, branches }
+}
+
+impl BlockTape {
+    /// Computes again what was not kept.
+    pub fn complete(&mut self, gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>) {
+        if self.middle.is_none() {
+            let (middle, branch1) = middle(gpu, p, time, &self.x, &self.o);
+            if let (Some(branch1), Some((kept, _))) = (branch1, &mut self.branches) {
+                *kept = branch1;
+            }
+            self.middle = Some(middle);
+        }
+        if self.gate_up.is_none()
+            && let Some(middle) = &self.middle
+        {
+            self.gate_up = Some(gate_up(gpu, p, time, middle));
+        }
+    }
+
+    fn middle(&self) -> &Tensor {
+        self.middle.as_ref().expect("completed")
+    }
+
+    fn gate_up(&self) -> &Tensor {
+        self.gate_up.as_ref().expect("completed")
+    }
+}
+
+/// Gradients at the products of a block, all `[M, ·]`, kept until [`backward_params`].
+pub struct BlockGrads {
+    /// At the block's output; behind the gates of adaptive blocks: `(at the MLP branch, at the attention branch)`.
+    pub dy: Tensor,
+    pub gated: Option<(Tensor, Tensor)>,
+    pub dgate_up: Tensor,
+    /// At the outputs of the norms.
+    pub dnormed1: Tensor,
+    pub dnormed2: Tensor,
+    pub rstd1: Tensor,
+    pub rstd2: Tensor,
+    pub dmiddle: Tensor,
+    pub d_o: Tensor,
+    /// At q | k | v before rotation.
+    pub dqkv: Tensor,
+    pub delta: Tensor,
+}
+
+impl BlockGrads {
+    /// Room for `m` rows of a block; the gradients at attention live in the caller's tensors.
+    pub fn new(
+        gpu: &Gpu,
+        p: &GemmaBlock,
+        m: usize,
+        dtype: DType,
+        d_o: Tensor,
+        dqkv: Tensor,
+        delta: Tensor,
+    ) -> BlockGrads {
+        let d = p.out.dim(0);
+        let rows = |width: usize| gpu.alloc(dtype, [m, width]);
+        BlockGrads {
+            dy: rows(d),
+            gated: matches!(p.norm1, Norm::Adaptive(_)).then(|| (rows(d), rows(d))),
+            dgate_up: rows(p.gate_up.dim(0)),
+            dnormed1: rows(d),
+            dnormed2: rows(d),
+            rstd1: rms_norm::rstd(gpu, m),
+            rstd2: rms_norm::rstd(gpu, m),
+            dmiddle: rows(d),
+            d_o,
+            dqkv,
+            delta,
+        }
+    }
+}
+
+/// From `dy` to `d_o` (and `dmiddle`) for rows `range` of the tape; `dy` of those rows must be in place.
+pub fn backward_out(
+    gpu: &Gpu,
+    p: &GemmaBlock,
+    time: Option<Modulated<'_>>,
+    tape: &BlockTape,
+    g: &BlockGrads,
+    range: std::ops::Range<usize>,
+) {
+    let rows = |t: &Tensor| t.rows(range.clone());
+    let dy = rows(&g.dy);
+    let groups = time.map(|t| t.groups.rows(range.clone()));
+    let time = time.zip(groups.as_ref()).map(|(t, groups)| Modulated { groups, ..t });
+    let at_branch = |dout: &Tensor, which: usize| -> Tensor {
+        let (Some(t), Some((mlp, attention))) = (time, &g.gated) else { return dout.clone() };
+        let (table, to) = if which == 2 { (&t.block.norm2, rows(mlp)) } else { (&t.block.norm1, rows(attention)) };
+        gated_residual::backward(gpu, dout, table, t.groups, &to);
+        to
+    };
+    let dact = gpu.alloc(dy.dtype(), [dy.dim(0), p.down.dim(1)]);
+    gemm::nn(&at_branch(&dy, 2), &p.down).to(gpu, &dact);
+    let dgate_up = rows(&g.dgate_up);
+    geglu::backward(gpu, &rows(tape.gate_up()), &dact, &dgate_up, None);
+    let (dnormed2, dmiddle) = (rows(&g.dnormed2), rows(&g.dmiddle));
+    gemm::nn(&dgate_up, &p.gate_up).to(gpu, &dnormed2);
+    rms_norm::backward(
+        gpu,
+        rms_norm::Backward {
+            x: &rows(tape.middle()),
+            modulation: norms(p, time).1,
+            dy: &dnormed2,
+            around: Some(&dy),
+            dx: &dmiddle,
+            y: None,
+            rstd: Some(&rows(&g.rstd2)),
+        },
+    );
+    gemm::nn(&at_branch(&dmiddle, 1), &p.out).to(gpu, &rows(&g.d_o));
+}
+
+/// From `dqkv` (before rotation) and `dmiddle` to `dx` for rows `range`.
+pub fn backward_in(
+    gpu: &Gpu,
+    p: &GemmaBlock,
+    time: Option<Modulated<'_>>,
+    tape: &BlockTape,
+    g: &BlockGrads,
+    range: std::ops::Range<usize>,
+    dx: &Tensor,
+) {
+    let rows = |t: &Tensor| t.rows(range.clone());
+    let groups = time.map(|t| t.groups.rows(range.clone()));
+    let time = time.zip(groups.as_ref()).map(|(t, groups)| Modulated { groups, ..t });
+    let dnormed1 = rows(&g.dnormed1);
+    gemm::nn(&rows(&g.dqkv), &p.qkv).to(gpu, &dnormed1);
+    rms_norm::backward(
+        gpu,
+        rms_norm::Backward {
+            x: &rows(&tape.x),
+            modulation: norms(p, time).0,
+            dy: &dnormed1,
+            around: Some(&rows(&g.dmiddle)),
+            dx,
+            y: None,
+            rstd: Some(&rows(&g.rstd1)),
+        },
+    );
+}
+
+/// Row groups that share a flow time, for the gradients of modulations.
+#[derive(Clone, Copy)]
+pub struct TimeGroups<'a> {
+    /// First row of each group, u32 `[G + 1]`; groups are contiguous.
+    pub starts: &'a Tensor,
+    /// f32 `[M]`, all one.
+    pub ones: &'a Tensor,
+}
+
+/// Weight gradients from all rows, added to `grads`. Returns the gradients of the modulation tables.
+pub fn backward_params(
+    gpu: &Gpu,
+    p: &GemmaBlock,
+    grads: &GemmaBlock,
+    time: Option<(Modulated<'_>, TimeGroups<'_>)>,
+    tape: &BlockTape,
+    g: &BlockGrads,
+) -> Option<BlockModulation> {
+    let modulated = time.map(|t| t.0);
+    let (norm1, norm2) = norms(p, modulated);
+    let (mlp, attention) = g.gated.as_ref().map_or((&g.dy, &g.dmiddle), |(mlp, attention)| (mlp, attention));
+    let act = gpu.alloc(tape.x.dtype(), [tape.x.dim(0), p.down.dim(1)]);
+    geglu::forward(gpu, tape.gate_up(), &act);
+    gemm::tn(mlp, &act).add_to(gpu, &grads.down);
+    drop(act);
+    let normed = gpu.alloc(tape.x.dtype(), tape.x.shape());
+    rms_norm::forward(gpu, tape.middle(), norm2, &normed);
+    gemm::tn(&g.dgate_up, &normed).add_to(gpu, &grads.gate_up);
+    gemm::tn(attention, &tape.o).add_to(gpu, &grads.out);
+    rms_norm::forward(gpu, &tape.x, norm1, &normed);
+    gemm::tn(&g.dqkv, &normed).add_to(gpu, &grads.qkv);
+    match (&grads.norm1, &grads.norm2) {
+        (Norm::Plain(d1), Norm::Plain(d2)) => {
+            rms_norm::backward_scale(gpu, &tape.x, &g.rstd1, &g.dnormed1, d1);
+            rms_norm::backward_scale(gpu, tape.middle(), &g.rstd2, &g.dnormed2, d2);
+            None
+        }
+        _ => {
+            let (t, groups) = time.expect("an adaptive block needs its modulation");
+            let table = |like: &Tensor| gpu.f32(like.shape());
+            let (d1, d2) = (table(&t.block.norm1), table(&t.block.norm2));
+            rms_norm::backward_modulation(gpu, &tape.x, &g.rstd1, &g.dnormed1, groups.starts, &d1);
+            rms_norm::backward_modulation(gpu, tape.middle(), &g.rstd2, &g.dnormed2, groups.starts, &d2);
+            if let Some((branch1, branch2)) = &tape.branches {
+                gated_residual::backward_gate(gpu, branch1, &g.dmiddle, groups.ones, groups.starts, &d1);
+                gated_residual::backward_gate(gpu, branch2, &g.dy, groups.ones, groups.starts, &d2);
+            }
+            Some(BlockModulation { norm1: d1, norm2: d2 })
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! SigLIP and the projection of its tokens to the language stream.
+//!
+//! ```text
+//! x = patches Wᵀ + b + position                      per block:
+//! h = x + out(attention(q, k, v of LN₁ x))           y = h + fc2(gelu(fc1(LN₂ h)))
+//! tokens = projector(LN(x))
+//! ```
+//! Pictures attend to themselves; all pictures of a micro-batch are rows of the same matrices `[n·t, W]`.
+
+use super::bind::Vision;
+pub use super::bind::VisionBlock;
+use super::remat::Remat;
+use crate::gpu::{Gpu, Tensor};
+use crate::ops::activation::{self, Activation};
+use crate::ops::attention::{Attention, Columns, KeyPlan, KeyRun, Keys, Plan, Saved as Softmax, Sequence};
+use crate::ops::column_sum::{self, Term};
+use crate::ops::gemm::{self, Act};
+use crate::ops::layer_norm::{self, LayerNorm};
+use crate::ops::patch_embed;
+use crate::ops::rope::Heads;
+
+/// Which rows belong to which picture.
+pub struct ImageLayout {
+    images: usize,
+    tokens: usize,
+    plan: Plan,
+    keys: KeyPlan,
+}
+
+impl ImageLayout {
+    /// `images` pictures of `tokens` tokens each.
+    pub fn new(gpu: &Gpu, images: usize, tokens: usize) -> ImageLayout {
+        let first = |i: usize| i * tokens;
+        let sequence = |i| Sequence { q_row0: first(i), q_rows: tokens, k_row0: first(i), k_rows: tokens, ..Default::default() };
+        let run = |i| KeyRun { k_row0: first(i), k_rows: tokens, queries: vec![(first(i), tokens)] };
+        ImageLayout {
+            images,
+            tokens,
+            plan: Plan::new(gpu, (0..images).map(sequence).collect()),
+            keys: KeyPlan::new(gpu, (0..images).map(run).collect()),
+        }
+    }
+
+    /// Rows of all pictures.
+    pub fn rows(&self) -> usize {
+        self.images * self.tokens
+    }
+}
+
+/// What a block keeps for backward; `None` fields are computed again there.
+pub struct BlockSaved {
+    attention: Option<AttentionSaved>,
+    /// Value in front of the MLP's activation, `[M, F]`.
+    pre: Option<Tensor>,
+}
+
+struct AttentionSaved {
+    qkv: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    /// The stream between attention and MLP.
+    middle: Tensor,
+}
+
+/// `y` from `x [M, W]`; keeps what `remat` says, or nothing without `keep`.
+pub fn block_forward(
+    gpu: &Gpu,
+    p: &VisionBlock,
+    heads: Heads,
+    layout: &ImageLayout,
+    x: &Tensor,
+    y: &Tensor,
+    keep: Option<Remat>,
+) -> Option<BlockSaved> {
+    let attention = attention_forward(gpu, p, heads, layout, x, keep.is_some());
+    let normed = gpu.alloc(x.dtype(), x.shape());
+    LayerNorm::new(&p.norm2.0, &p.norm2.1).forward(gpu, &attention.middle, &normed);
+    let act = gpu.alloc(x.dtype(), [x.dim(0), p.fc1.0.dim(0)]);
+    let pre = (keep == Some(Remat::None)).then(|| gpu.alloc(x.dtype(), act.shape()));
+    let mut up = gemm::nt(&normed, &p.fc1.0).bias(&p.fc1.1).act(Act::Gelu);
+    if let Some(pre) = &pre {
+        up = up.save_pre(pre);
+    }
+    up.to(gpu, &act);
+    gemm::nt(&act, &p.fc2.0).bias(&p.fc2.1).add(&attention.middle).to(gpu, y);
+    let keep = keep?;
+    Some(BlockSaved { attention: (keep != Remat::Full).then_some(attention), pre })
+}
+
+fn attention_forward(
+    gpu: &Gpu,
+    p: &VisionBlock,
+    heads: Heads,
+    layout: &ImageLayout,
+    x: &Tensor,
+    for_backward: bool,
+) -> AttentionSaved {
+    let [m, w] = *x.shape() else { panic!("x is [M, W], not {x:?}") };
+    let like = |width: usize| gpu.alloc(x.dtype(), [m, width]);
+    let (normed, qkv, o, middle) = (like(w), like(3 * w), like(w), like(w));
+    let lse = gpu.f32([m, heads.q]);
+    LayerNorm::new(&p.norm1.0, &p.norm1.1).forward(gpu, x, &normed);
+    gemm::nt(&normed, &p.qkv.0).bias(&p.qkv.1).to(gpu, &qkv);
+    let keys = Keys::fused(&qkv, heads);
+    let kept = for_backward.then_some(&lse);
+    Attention::new(heads).forward(gpu, &layout.plan, Columns::all(&qkv), keys, None, &o, kept);
+    gemm::nt(&o, &p.out.0).bias(&p.out.1).add(x).to(gpu, &middle);
+    AttentionSaved { qkv, o, lse, middle }
+}
+
+/// `dx` from `dy`, gradients added to `g`.
+#[allow(clippy::too_many_arguments)]
+pub fn block_backward(
+    gpu: &Gpu,
+    p: &VisionBlock,
+    g: &VisionBlock,
+    heads: Heads,
+    layout: &ImageLayout,
+    x: &Tensor,
+    saved: BlockSaved,
+    dy: &Tensor,
+    dx: &Tensor,
+) {
+    let [m, w] = *x.shape() else { panic!("x is [M, W], not {x:?}") };
+    let like = |width: usize| gpu.alloc(x.dtype(), [m, width]);
+    let a = saved.attention.unwrap_or_else(|| attention_forward(gpu, p, heads, layout, x, true));
+    let stats = layer_norm::stats(gpu, m);
+    let normed = like(w);
+
+    // MLP
+    let norm2 = LayerNorm::new(&p.norm2.0, &p.norm2.1);
+    let pre = saved.pre.unwrap_or_else(|| {
+        let pre = like(p.fc1.0.dim(0));
+        norm2.forward(gpu, &a.middle, &normed);
+        gemm::nt(&normed, &p.fc1.0).bias(&p.fc1.1).to(gpu, &pre);
+        pre
+    });
+    let (dpre, act) = (gpu.alloc(x.dtype(), pre.shape()), gpu.alloc(x.dtype(), pre.shape()));
+    gemm::nn(dy, &p.fc2.0).to(gpu, &dpre);
+    activation::backward(gpu, Activation::Gelu, &pre, &dpre, &dpre, Some(&act));
+    linear_params(gpu, dy, &act, &g.fc2);
+    let (dnormed, dmiddle) = (like(w), like(w));
+    gemm::nn(&dpre, &p.fc1.0).to(gpu, &dnormed);
+    norm2.backward(gpu, &a.middle, &dnormed, Some(dy), &dmiddle, Some(&normed), Some(&stats));
+    LayerNorm::backward_params(gpu, &a.middle, &stats, &dnormed, &g.norm2.0, &g.norm2.1);
+    linear_params(gpu, &dpre, &normed, &g.fc1);
+
+    // Attention
+    let (d_o, dqkv) = (like(w), like(3 * w));
+    let delta = gpu.f32([m, heads.q]);
+    gemm::nn(&dmiddle, &p.out.0).to(gpu, &d_o);
+    linear_params(gpu, &dmiddle, &a.o, &g.out);
+    let (attention, keys) = (Attention::new(heads), Keys::fused(&a.qkv, heads));
+    let softmax = Softmax { o: &a.o, lse: &a.lse };
+    let (q, dq) = (Columns::all(&a.qkv), Columns::all(&dqkv));
+    attention.backward_queries(gpu, &layout.plan, q, keys, None, softmax, &d_o, dq, &delta);
+    let dkeys = Keys::fused(&dqkv, heads);
+    attention.backward_keys(gpu, &layout.keys, q, keys, softmax, &d_o, &delta, dkeys, false);
+    gemm::nn(&dqkv, &p.qkv.0).to(gpu, &dnormed);
+    let norm1 = LayerNorm::new(&p.norm1.0, &p.norm1.1);
+    norm1.backward(gpu, x, &dnormed, Some(&dmiddle), dx, Some(&normed), Some(&stats));
+    LayerNorm::backward_params(gpu, x, &stats, &dnormed, &g.norm1.0, &g.norm1.1);
+    linear_params(gpu, &dqkv, &normed, &g.qkv);
+}
+
+/// `dW += dyᵀ x`, `db += Σ dy`
+fn linear_params(gpu: &Gpu, dy: &Tensor, x: &Tensor, g: &super::bind::Linear) {
+    gemm::tn(dy, x).add_to(gpu, &g.0);
+    column_sum::accumulate(gpu, Term::Plain { dy }, &g.1);
+}
+
+/// What the tower keeps for backward.
+pub struct Saved {
+    patches: Tensor,
+    /// Input of every block, then the input of the last norm.
+    streams: Vec<Tensor>,
+    blocks: Vec<BlockSaved>,
+}
+
+/// `tokens [n·t, D]` from `images [n, S, S, 3]` f32; keeps what backward needs if `keep` says how.
+pub fn forward(
+    gpu: &Gpu,
+    p: &Vision,
+    heads: Heads,
+    layout: &ImageLayout,
+    images: &Tensor,
+    tokens: &Tensor,
+    keep: Option<Remat>,
+) -> Option<Saved> {
+    let (m, w) = (layout.rows(), p.position.dim(1));
+    let dtype = tokens.dtype();
+    let patch = p.patch.0.dim(3);
+    let patches = gpu.alloc(dtype, [m, 3 * patch * patch]);
+    patch_embed::cut(gpu, images, patch, &patches);
+    let mut x = gpu.alloc(dtype, [m, w]);
+    patch_embed::forward(gpu, &patches, &p.patch.0, &p.patch.1, Some(&p.position), &x);
+    let (mut streams, mut blocks) = (Vec::new(), Vec::new());
+    for block in &p.blocks {
+        let y = gpu.alloc(dtype, [m, w]);
+        blocks.extend(block_forward(gpu, block, heads, layout, &x, &y, keep));
+        if keep.is_some() {
+            streams.push(x);
+        }
+        x = y;
+    }
+    let normed = gpu.alloc(dtype, [m, w]);
+    LayerNorm::new(&p.post_norm.0, &p.post_norm.1).forward(gpu, &x, &normed);
+    gemm::nt(&normed, &p.projector.0).bias(&p.projector.1).to(gpu, tokens);
+    keep?;
+    streams.push(x);
+    Some(Saved { patches, streams, blocks })
+}
+
+/// Gradients of the tower from `dtokens`, added to `g`.
+pub fn backward(
+    gpu: &Gpu,
+    p: &Vision,
+    g: &Vision,
+    heads: Heads,
+    layout: &ImageLayout,
+    saved: Saved,
+    dtokens: &Tensor,
+) {
+    let Saved { patches, mut streams, mut blocks } = saved;
+    let x = streams.pop().expect("the input of the last norm was kept");
+    let like = || gpu.alloc(x.dtype(), x.shape());
+    let (dnormed, mut dx, normed) = (like(), like(), like());
+    let stats = layer_norm::stats(gpu, x.dim(0));
+    gemm::nn(dtokens, &p.projector.0).to(gpu, &dnormed);
+    let norm = LayerNorm::new(&p.post_norm.0, &p.post_norm.1);
+    norm.backward(gpu, &x, &dnormed, None, &dx, Some(&normed), Some(&stats));
+    LayerNorm::backward_params(gpu, &x, &stats, &dnormed, &g.post_norm.0, &g.post_norm.1);
+    linear_params(gpu, dtokens, &normed, &g.projector);
+    drop((dnormed, normed, x));
+    for (block, grads) in p.blocks.iter().zip(&g.blocks).rev() {
+        let (Some(x), Some(saved)) = (streams.pop(), blocks.pop()) else { unreachable!("one per block") };
+        let below = gpu.alloc(x.dtype(), x.shape());
+        block_backward(gpu, block, grads, heads, layout, &x, saved, &dx, &below);
+        dx = below;
+    }
+    patch_embed::backward(gpu, &patches, &dx, &g.patch.0, &g.patch.1, Some(&g.position));
+}

@@ -1,0 +1,265 @@
+//! The optimizer: global-norm clip, AdamW, weight averaging, all on the device.
+//!
+//! ```text
+//! c = min(1, limit / ‖g‖)                         g ← c g
+//! m ← β₁ m + (1 - β₁) g      v ← β₂ v + (1 - β₂) g²
+//! p ← p - lr ( m / (1 - β₁ᵗ) / (sqrt(v / (1 - β₂ᵗ)) + ε) + λ p )
+//! a ← a + rate (p - a)       average: EMA (rate 1 - decay) or target network (rate τ)
+//! g ← 0                      ready for the next accumulation
+//! ```
+//! One pass over flat memory. Norms, clip factors and the guard are computed on the device ([`Control`]): if any group
+//! has a non-finite gradient, nothing but g changes, and the step is counted as skipped; the host never waits.
+//! The average is moved, not mixed (`a + rate (p - a)`): mixing drifts even where p stands still.
+//! Source: Loshchilov & Hutter 2019 (decoupled decay on every tensor, as the reference does).
+//!
+//! Cost: memory bound: reads p, g, m, v, a; writes them.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::pair::{Pair, is_wide, load2, storage, store2};
+use crate::gpu::launch::{View, launch};
+use crate::gpu::{Cost, DType, Gpu, Tensor};
+
+/// Units of a workgroup.
+const UNITS: usize = 64;
+
+/// Hyperparameters of one group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub weight_decay: f32,
+}
+
+/// What changes from update to update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    pub lr: f32,
+    /// Number of this update, from 1.
+    pub t: u64,
+    /// Rate of the average.
+    pub rate: f32,
+}
+
+/// Flat memory of one stretch of parameters, all of the same length.
+#[derive(Clone, Copy)]
+pub struct Flat<'a> {
+    pub p: &'a Tensor,
+    pub g: &'a Tensor,
+    pub m: &'a Tensor,
+    pub v: &'a Tensor,
+    /// EMA or target; absent: none is kept.
+    pub average: Option<&'a Tensor>,
+    /// Weights in the type the step computes in; absent where that is f32.
+    pub compute: Option<&'a Tensor>,
+}
+
+/// Clip factors and the guard, on the device.
+///
+/// `values`: for each group the clip factor, then the flag "apply" (1 or 0), then the number of skipped updates.
+pub struct Control {
+    values: Tensor,
+    groups: usize,
+}
+
+impl Control {
+    /// Room for `groups` groups; nothing skipped yet.
+    pub fn new(gpu: &Gpu, groups: usize) -> Control {
+        let values = gpu.alloc_in(gpu.states(), DType::F32, [groups + 2]);
+        super::fill::zero(gpu, &values);
+        Control { values, groups }
+    }
+
+    /// Number of skipped updates so far, `[1]`.
+    pub fn skipped(&self) -> Tensor {
+        self.values.slice(self.groups + 1, [1])
+    }
+
+    /// From `squares [groups, 2]` (Σ g², non-finite count): clip factors for `limits`, the flag, the count.
+    pub fn decide(&self, gpu: &Gpu, squares: &Tensor, limits: &Tensor) {
+        assert!(squares.dim(0) == self.groups && limits.len() == self.groups);
+        launch!(
+            gpu,
+            Cost::moving("clip", squares.bytes()),
+            decide_kernel,
+            CubeCount::Static(1, 1, 1),
+            CubeDim::new_1d(1),
+            [squares, limits, &self.values],
+            (self.groups),
+        );
+    }
+}
+
+/// One update of `flat`, which belongs to group `group` of `control`.
+pub fn step(gpu: &Gpu, adam: AdamW, update: Update, control: &Control, group: usize, flat: Flat<'_>) {
+    let n = flat.p.len();
+    let average = flat.average.unwrap_or(flat.p);
+    let compute = flat.compute.unwrap_or(flat.p);
+    let form = Form { average: flat.average.is_some(), compute: flat.compute.is_some() };
+    let wide = is_wide(gpu, n, &[flat.p, flat.g, flat.m, flat.v, average]);
+    let types = [storage(flat.p, wide), compute.dtype().storage()];
+    let correction = |beta: f32| 1.0 - libm::pow(beta as f64, update.t as f64);
+    launch!(
+        gpu,
+        Cost::moving("adamw", (8 + if form.average { 2 } else { 0 }) * flat.p.bytes()),
+        adamw_kernel,
+        gpu.cubes(n.div_ceil(2), UNITS),
+        CubeDim::new_1d(UNITS as u32),
+        [flat.p, flat.g, flat.m, flat.v, average, compute, &control.values],
+        (
+            n,
+            group,
+            control.groups,
+            update.lr,
+            adam.beta1,
+            adam.beta2,
+            adam.eps,
+            adam.weight_decay,
+            (1.0 / correction(adam.beta1)) as f32,
+            (1.0 / correction(adam.beta2)) as f32,
+            update.rate,
+            form,
+            wide,
+            types,
+        ),
+    );
+}
+
+/// `target ← target + rate (online - target)` on its own.
+pub fn soft_update(gpu: &Gpu, target: &Tensor, online: &Tensor, rate: f32) {
+    let n = target.len();
+    let wide = is_wide(gpu, n, &[target, online]);
+    launch!(
+        gpu,
+        Cost::moving("soft_update", 3 * target.bytes()),
+        soft_update_kernel,
+        gpu.cubes(n.div_ceil(2), UNITS),
+        CubeDim::new_1d(UNITS as u32),
+        [target, online],
+        (n, rate, wide, storage(target, wide)),
+    );
+}
+
+/// `x ← factor · x`, the factor being clip factor `group` of `control` (the clip alone, as an op of its own).
+pub fn clip(gpu: &Gpu, x: &Tensor, control: &Control, group: usize) {
+    launch!(
+        gpu,
+        Cost::moving("clip", 2 * x.bytes()),
+        clip_kernel,
+        gpu.cubes(x.len(), UNITS),
+        CubeDim::new_1d(UNITS as u32),
+        [x, &control.values],
+        (x.len(), group),
+    );
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Form {
+    average: bool,
+    compute: bool,
+}
+
+#[cube(launch_unchecked)]
+fn decide_kernel(squares: &View<f32>, limits: &View<f32>, values: &mut View<f32>, groups: usize) {
+    let mut bad = 0.0f32;
+    for i in 0..groups {
+        bad += squares.get(2 * i + 1);
+        let norm = f32::sqrt(squares.get(2 * i));
+        let limit = limits.get(i);
+        values.set(i, select(norm < limit, 1.0, limit / norm));
+    }
+    let apply = bad == 0.0;
+    values.set(groups, select(apply, 1.0, 0.0));
+    values.set(groups + 1, values.get(groups + 1) + select(apply, 0.0, 1.0));
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn adamw_kernel<P: Numeric, C: Numeric>(
+    p: &mut View<P>,
+    g: &mut View<P>,
+    m: &mut View<P>,
+    v: &mut View<P>,
+    average: &mut View<P>,
+    compute: &mut View<C>,
+    control: &View<f32>,
+    n: usize,
+    group: usize,
+    groups: usize,
+    lr: f32,
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+    decay: f32,
+    unbias1: f32,
+    unbias2: f32,
+    rate: f32,
+    #[comptime] form: Form,
+    #[comptime] wide: bool,
+    #[define(P, C)] _types: [StorageType; 2],
+) {
+    let i = 2 * ABSOLUTE_POS;
+    if i < n {
+        let more = i + 1 < n;
+        let g_at = g.start() + i;
+        if control.get(groups) == 1.0 {
+            let factor = control.get(group);
+            let (p_at, m_at, v_at) = (p.start() + i, m.start() + i, v.start() + i);
+            let grad = load2::<P>(g, g_at, more, wide);
+            let (ga, gb) = (grad.a * factor, grad.b * factor);
+            let mut mm = load2::<P>(m, m_at, more, wide);
+            mm.a = beta1 * mm.a + (1.0 - beta1) * ga;
+            mm.b = beta1 * mm.b + (1.0 - beta1) * gb;
+            store2::<P>(m, m_at, more, mm, wide);
+            let mut vv = load2::<P>(v, v_at, more, wide);
+            vv.a = beta2 * vv.a + (1.0 - beta2) * ga * ga;
+            vv.b = beta2 * vv.b + (1.0 - beta2) * gb * gb;
+            store2::<P>(v, v_at, more, vv, wide);
+            let mut pp = load2::<P>(p, p_at, more, wide);
+            pp.a -= lr * (mm.a * unbias1 / (f32::sqrt(vv.a * unbias2) + eps) + decay * pp.a);
+            pp.b -= lr * (mm.b * unbias1 / (f32::sqrt(vv.b * unbias2) + eps) + decay * pp.b);
+            store2::<P>(p, p_at, more, pp, wide);
+            if comptime!(form.average) {
+                let a_at = average.start() + i;
+                let mut aa = load2::<P>(average, a_at, more, wide);
+                aa.a += rate * (pp.a - aa.a);
+                aa.b += rate * (pp.b - aa.b);
+                store2::<P>(average, a_at, more, aa, wide);
+            }
+            if comptime!(form.compute) {
+                store2::<C>(compute, compute.start() + i, more, pp, false);
+            }
+        }
+        store2::<P>(g, g_at, more, Pair { a: 0.0, b: 0.0 }, wide);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn soft_update_kernel<P: Numeric>(
+    target: &mut View<P>,
+    online: &View<P>,
+    n: usize,
+    rate: f32,
+    #[comptime] wide: bool,
+    #[define(P)] _type: StorageType,
+) {
+    let i = 2 * ABSOLUTE_POS;
+    if i < n {
+        let more = i + 1 < n;
+        let at = target.start() + i;
+        let o = load2::<P>(online, online.start() + i, more, wide);
+        let mut t = load2::<P>(target, at, more, wide);
+        t.a += rate * (o.a - t.a);
+        t.b += rate * (o.b - t.b);
+        store2::<P>(target, at, more, t, wide);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn clip_kernel(x: &mut View<f32>, control: &View<f32>, n: usize, group: usize) {
+    if ABSOLUTE_POS < n {
+        x.set(ABSOLUTE_POS, x.get(ABSOLUTE_POS) * control.get(group));
+    }
+}

@@ -1,0 +1,177 @@
+//! Sums of flat memory: gradient norms with their non-finite count, and small weighted sums for losses.
+//!
+//! Squares are summed in rows of [`ROW`] elements, rows of row sums, and so on: a tree whose shape depends on the
+//! length alone, so the same gradients give the same norm whatever the device. A non-finite element counts one and
+//! adds nothing, so that the norm stays usable in the report of what went wrong.
+//!
+//! Cost: memory bound; each element is read once.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::pair::{is_wide, load2, storage};
+use super::rows::{RowLayout, row_of_unit, team_sum};
+use crate::gpu::launch::{View, launch};
+use crate::gpu::{Cost, Gpu, Tensor};
+
+/// Elements summed into one.
+pub const ROW: usize = 1024;
+
+/// `out [2]` = (Σ x², number of non-finite elements) over all the flat tensors.
+pub fn squares(gpu: &Gpu, xs: &[Tensor], out: &Tensor) {
+    let rows: usize = xs.iter().map(|x| x.len().div_ceil(ROW)).sum();
+    let mut partial = gpu.f32([rows.max(1), 2]);
+    let mut first = 0;
+    for x in xs {
+        let rows = x.len().div_ceil(ROW);
+        squares_of(gpu, x, &partial.rows(first..first + rows));
+        first += rows;
+    }
+    while partial.dim(0) > ROW {
+        let next = gpu.f32([partial.dim(0).div_ceil(ROW), 2]);
+        pairs(gpu, &partial, &next);
+        partial = next;
+    }
+    pairs(gpu, &partial, &out.view([1, 2]));
+}
+
+/// `out[0] (+)= factor · Σ_i weight[i] x[i]`, in the order of i; `weight` defaults to one.
+pub fn weighted_sum(gpu: &Gpu, x: &Tensor, weight: Option<&Tensor>, factor: f32, out: &Tensor, add: bool) {
+    let layout = RowLayout::pick(gpu, x.len());
+    launch!(
+        gpu,
+        Cost::moving("sum", x.bytes() * if weight.is_some() { 2 } else { 1 }),
+        weighted_sum_kernel,
+        CubeCount::Static(1, 1, 1),
+        layout.dim(),
+        [x, weight.unwrap_or(x), out],
+        (x.len(), factor, weight.is_some(), add, layout),
+    );
+}
+
+fn squares_of(gpu: &Gpu, x: &Tensor, out: &Tensor) {
+    let layout = RowLayout::pick(gpu, ROW);
+    let rows = x.len().div_ceil(ROW);
+    let wide = is_wide(gpu, x.len(), &[x]);
+    launch!(
+        gpu,
+        Cost::moving("sum_of_squares", x.bytes()),
+        squares_kernel,
+        layout.count(gpu, rows),
+        layout.dim(),
+        [x, out],
+        (rows, x.len(), layout, wide, storage(x, wide)),
+    );
+}
+
+fn pairs(gpu: &Gpu, x: &Tensor, out: &Tensor) {
+    let layout = RowLayout::pick(gpu, ROW);
+    let rows = out.dim(0);
+    launch!(
+        gpu,
+        Cost::moving("sum_of_squares", x.bytes()),
+        pairs_kernel,
+        layout.count(gpu, rows),
+        layout.dim(),
+        [x, out],
+        (rows, x.dim(0), layout),
+    );
+}
+
+/// All exponent bits set: infinite or not a number.
+#[cube]
+fn is_finite(x: f32) -> bool {
+    (u32::reinterpret(x) & 0x7f80_0000) != 0x7f80_0000
+}
+
+#[cube(launch_unchecked)]
+fn squares_kernel<X: Numeric>(
+    x: &View<X>,
+    out: &mut View<f32>,
+    rows: usize,
+    n: usize,
+    #[comptime] layout: RowLayout,
+    #[comptime] wide: bool,
+    #[define(X)] _type: StorageType,
+) {
+    let (row, unit) = row_of_unit(layout);
+    let end = min((row + 1) * ROW, n);
+    let base = x.start();
+    let mut sum = 0.0f32;
+    let mut bad = 0.0f32;
+    let mut i = row * ROW + 2 * unit;
+    while i < end {
+        let more = i + 1 < end;
+        let v = load2::<X>(x, base + i, more, wide);
+        let (fine_a, fine_b) = (is_finite(v.a), is_finite(v.b));
+        sum += select(fine_a, v.a * v.a, 0.0);
+        sum += select(fine_b && more, v.b * v.b, 0.0);
+        bad += select(fine_a, 0.0, 1.0) + select(fine_b || !more, 0.0, 1.0);
+        i += comptime!(2 * layout.team);
+    }
+    let sum = team_sum(sum, layout);
+    let bad = team_sum(bad, layout);
+    if row < rows {
+        if unit == 0 {
+            out.set(2 * row, sum);
+            out.set(2 * row + 1, bad);
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn pairs_kernel(x: &View<f32>, out: &mut View<f32>, rows: usize, n: usize, #[comptime] layout: RowLayout) {
+    let (row, unit) = row_of_unit(layout);
+    let end = min((row + 1) * ROW, n);
+    let mut sum = 0.0f32;
+    let mut bad = 0.0f32;
+    let mut i = row * ROW + unit;
+    while i < end {
+        sum += x.get(2 * i);
+        bad += x.get(2 * i + 1);
+        i += comptime!(layout.team);
+    }
+    let sum = team_sum(sum, layout);
+    let bad = team_sum(bad, layout);
+    if row < rows {
+        if unit == 0 {
+            out.set(2 * row, sum);
+            out.set(2 * row + 1, bad);
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn weighted_sum_kernel(
+    x: &View<f32>,
+    weight: &View<f32>,
+    out: &mut View<f32>,
+    n: usize,
+    factor: f32,
+    #[comptime] weighted: bool,
+    #[comptime] add: bool,
+    #[comptime] layout: RowLayout,
+) {
+    let (row, unit) = row_of_unit(layout);
+    let mut sum = 0.0f32;
+    let mut i = unit;
+    while i < n {
+        if comptime!(weighted) {
+            sum += x.get(i) * weight.get(i);
+        } else {
+            sum += x.get(i);
+        }
+        i += comptime!(layout.team);
+    }
+    let sum = team_sum(sum, layout) * factor;
+    if row == 0 {
+        if unit == 0 {
+            if comptime!(add) {
+                out.set(0, out.get(0) + sum);
+            } else {
+                out.set(0, sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Holding a device to reference numbers: `acrlpd verify`.
+//!
+//! A fixture group is a JSON description with safetensors beside it, in the format of `tests/golden`. What kind of
+//! group it is follows from its description: single operations ([`ops`]), data-side numerics ([`data_ops`]), a policy
+//! ([`policy`]), or a training step ([`training`]). Nothing is tuned to particular files: sizes come from the group.
+
+mod compare;
+mod critic;
+mod data_ops;
+mod fixture;
+mod ops;
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::gpu::{Gpu, GpuError};
+
+pub use compare::{Kind, Report, Row};
+pub use fixture::{Array, Fixture, Values};
+
+/// Why a fixture could not be checked at all (a number that is off is a row of the [`Report`], not an error).
+#[derive(Debug, Error)]
+pub enum VerifyError {
+    #[error("{path}: no fixture groups here; a group is NAME.json with NAME.safetensors or NAME.*.safetensors beside it")]
+    NothingFound { path: PathBuf },
+    #[error("{path} cannot be read: {why}")]
+    File { path: PathBuf, why: String },
+    #[error("{group}: {what}; see tests/golden/README.md for the format")]
+    Format { group: String, what: String },
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+/// Shorthand for results of this room.
+pub type Result<T, E = VerifyError> = std::result::Result<T, E>;
+
+/// The groups in a folder, or the one that `path` names (its JSON, one of its safetensors, or its bare name).
+pub fn groups(path: &Path) -> Result<Vec<PathBuf>> {
+    fixture::groups(path)
+}
+
+/// Checks one group; `wanted` picks rows (by `op/tensor` or `tensor`).
+pub fn run(gpu: &Gpu, group: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Report> {
+    let fixture = Fixture::open(group)?;
+    let mut report = Report::new(&fixture.name);
+    let has = |key: &str| fixture.json.get(key).is_some();
+    match () {
+        () if has("ops") => ops::run(gpu, &fixture, wanted, &mut report)?,
+        () if has("groups") => data_ops::run(&fixture, wanted, &mut report)?,
+        () => {
+            return Err(VerifyError::Format {
+                group: fixture.name.clone(),
+                what: "the description has none of the keys ops, groups, dims".into(),
+            });
+        }
+    }
+    gpu.check()?;
+    Ok(report)
+}
