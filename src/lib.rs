@@ -4,4 +4,5 @@ pub mod gpu;
 pub mod model;
 pub mod ops;
 pub mod rng;
+pub mod step;
 pub mod verify;

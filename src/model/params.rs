@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::gpu::{Caps, DType, Gpu, Tensor};
+use crate::ops::blocks::{self, Rect};
 
 /// Groups start at multiples of this many elements, so that views are aligned for every device and type.
 const ALIGN: usize = 128;
@@ -177,51 +178,56 @@ struct Part {
 #[derive(Debug)]
 pub struct Placement {
     table: Arc<ParamTable>,
-    /// Elements of each page.
+    /// Elements of each page. Pages of units that learn come first.
     pages: Vec<usize>,
+    learning: usize,
     /// `[unit][group]` -> parts; more than one only where a group exceeds what a kernel may bind.
     parts: Vec<Vec<Vec<Part>>>,
 }
 
 impl Placement {
-    /// Places `table` for a device.
-    pub fn new(table: Arc<ParamTable>, caps: &Caps) -> Placement {
+    /// Places `table` for a device. Units that do not `learn` get pages of their own, so that gradients and optimizer
+    /// states need memory for the others only.
+    pub fn new(table: Arc<ParamTable>, caps: &Caps, learn: impl Fn(&Unit) -> bool) -> Placement {
         // Largest element type first: every store of this placement must fit.
         let most_page = (caps.max_page_bytes / 4) as usize / ALIGN * ALIGN;
         let most_part = ((caps.max_binding_bytes - caps.alignment) / 4) as usize;
         let mut pages: Vec<usize> = vec![0];
-        let mut parts = Vec::new();
-        for unit in &table.units {
-            let mut of_unit = Vec::new();
-            for group in &unit.groups {
-                let rows = group.shape[0];
-                let row = group.len() / rows.max(1);
-                // Parts end on aligned elements where rows allow it, so that they follow each other without padding.
-                let granule = ALIGN / gcd(row, ALIGN);
-                let fitting = (most_part.min(most_page) / row.max(1)).clamp(1, rows.max(1));
-                let whole = fitting >= rows || fitting < granule;
-                let rows_per_part = if whole { fitting } else { fitting / granule * granule };
-                let mut of_group = Vec::new();
-                for first_row in (0..rows).step_by(rows_per_part) {
-                    let rows = rows_per_part.min(rows - first_row);
-                    let len = (rows * row).next_multiple_of(ALIGN);
-                    if pages[pages.len() - 1] + len > most_page {
-                        pages.push(0);
+        let mut parts = vec![Vec::new(); table.units.len()];
+        let mut learning = 0;
+        for pass in [true, false] {
+            for (unit, of_unit) in table.units.iter().zip(&mut parts).filter(|(u, _)| learn(u) == pass) {
+                for group in &unit.groups {
+                    let rows = group.shape[0];
+                    let row = group.len() / rows.max(1);
+                    // Parts end on aligned elements where rows allow it, so that they follow each other closely.
+                    let granule = ALIGN / gcd(row, ALIGN);
+                    let fitting = (most_part.min(most_page) / row.max(1)).clamp(1, rows.max(1));
+                    let whole = fitting >= rows || fitting < granule;
+                    let rows_per_part = if whole { fitting } else { fitting / granule * granule };
+                    let mut of_group = Vec::new();
+                    for first_row in (0..rows).step_by(rows_per_part) {
+                        let rows = rows_per_part.min(rows - first_row);
+                        let len = (rows * row).next_multiple_of(ALIGN);
+                        if pages[pages.len() - 1] + len > most_page {
+                            pages.push(0);
+                        }
+                        let page = pages.len() - 1;
+                        of_group.push(Part { page, offset: pages[page], first_row, rows });
+                        pages[page] += len;
                     }
-                    let page = pages.len() - 1;
-                    of_group.push(Part {
-                        page,
-                        offset: pages[page],
-                        first_row,
-                        rows,
-                    });
-                    pages[page] += len;
+                    of_unit.push(of_group);
                 }
-                of_unit.push(of_group);
             }
-            parts.push(of_unit);
+            if pass {
+                learning = pages.len();
+                pages.push(0);
+            }
         }
-        Placement { table, pages, parts }
+        if pages.last() == Some(&0) {
+            pages.pop();
+        }
+        Placement { table, pages, learning, parts }
     }
 
     /// The names and shapes.
@@ -234,11 +240,11 @@ impl Placement {
         self.pages.iter().sum()
     }
 
-    /// Flat ranges (page, first element, elements) that cover everything and that one kernel may bind.
+    /// Flat ranges (page, first element, elements) that cover all units that learn and that one kernel may bind.
     pub fn segments(&self, caps: &Caps) -> Vec<(usize, usize, usize)> {
         let most = ((caps.max_binding_bytes - caps.alignment) / 4) as usize / ALIGN * ALIGN;
         let mut out = Vec::new();
-        for (page, &len) in self.pages.iter().enumerate() {
+        for (page, &len) in self.pages[..self.learning.min(self.pages.len())].iter().enumerate() {
             for start in (0..len).step_by(most) {
                 out.push((page, start, most.min(len - start)));
             }
@@ -276,28 +282,34 @@ fn gcd(a: usize, b: usize) -> usize {
 /// Memory for one value per parameter: weights, or gradients, or a moment, …
 pub struct ParamStore {
     placement: Arc<Placement>,
+    /// Pages held; those of units that do not learn may be missing at the end.
     pages: Vec<Tensor>,
     dtype: DType,
+    /// Stands for groups without memory.
+    absent: Tensor,
+}
+
+/// Which units a store has memory for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    All,
+    /// Units that learn.
+    Learning,
 }
 
 impl ParamStore {
     /// Uninitialised memory on the device.
-    pub fn new(gpu: &Gpu, placement: Arc<Placement>, dtype: DType) -> ParamStore {
-        let pages = placement
-            .pages
-            .iter()
-            .map(|&len| gpu.alloc_in(gpu.states(), dtype, [len.max(1)]))
-            .collect();
-        ParamStore {
-            placement,
-            pages,
-            dtype,
-        }
+    pub fn new(gpu: &Gpu, placement: Arc<Placement>, dtype: DType, scope: Scope) -> ParamStore {
+        let held = if scope == Scope::All { placement.pages.len() } else { placement.learning };
+        let pages = placement.pages.iter().take(held);
+        let pages = pages.map(|&len| gpu.alloc_in(gpu.states(), dtype, [len.max(1)])).collect();
+        let absent = gpu.alloc_in(gpu.states(), dtype, [0]);
+        ParamStore { placement, pages, dtype, absent }
     }
 
     /// Memory set to zero.
-    pub fn zeros(gpu: &Gpu, placement: Arc<Placement>, dtype: DType) -> ParamStore {
-        let store = ParamStore::new(gpu, placement, dtype);
+    pub fn zeros(gpu: &Gpu, placement: Arc<Placement>, dtype: DType, scope: Scope) -> ParamStore {
+        let store = ParamStore::new(gpu, placement, dtype, scope);
         for page in &store.pages {
             crate::ops::fill::zero(gpu, page);
         }
@@ -319,13 +331,21 @@ impl ParamStore {
         self.pages[page].slice(start, [len])
     }
 
-    /// Group `group` of unit `unit` as one matrix.
+    /// Has the unit memory here?
+    pub fn holds(&self, unit: usize) -> bool {
+        self.placement.parts[unit].iter().flatten().all(|p| p.page < self.pages.len())
+    }
+
+    /// Group `group` of unit `unit` as one matrix; an empty tensor if the unit has no memory here.
     ///
     /// # Panics
     /// If it does not fit into one binding of the device; only tables ([`ParamStore::parts`]) may be that large.
     pub fn group(&self, unit: usize, group: usize) -> Tensor {
         let parts = &self.placement.parts[unit][group];
         let shape = &self.placement.table.units[unit].groups[group].shape;
+        if !self.holds(unit) {
+            return self.absent.clone();
+        }
         if let [part] = parts[..] {
             return self.pages[part.page].slice(part.offset, &shape[..]);
         }
@@ -345,6 +365,9 @@ impl ParamStore {
     /// The rows of a group that one kernel may bind at a time: (first row, matrix).
     pub fn parts(&self, unit: usize, group: usize) -> Vec<(usize, Tensor)> {
         let shape = &self.placement.table.units[unit].groups[group].shape;
+        if !self.holds(unit) {
+            return Vec::new();
+        }
         let part_of = |p: &Part| {
             let mut dims = shape.clone();
             dims[0] = p.rows;
@@ -353,10 +376,10 @@ impl ParamStore {
         self.placement.parts[unit][group].iter().map(part_of).collect()
     }
 
-    /// Every named tensor as flat ranges, in order: (tensor, ranges).
+    /// Every named tensor that has memory here, as flat ranges, in order: (tensor, ranges).
     pub fn named(&self) -> Vec<(ParamTensor, Vec<Tensor>)> {
         let mut out = Vec::new();
-        for (u, unit) in self.placement.table.units.iter().enumerate() {
+        for (u, unit) in self.placement.table.units.iter().enumerate().filter(|(u, _)| self.holds(*u)) {
             for (g, group) in unit.groups.iter().enumerate() {
                 let row = group.len() / group.shape[0].max(1);
                 let mut first = 0;
@@ -404,6 +427,18 @@ impl ParamStore {
         }
     }
 
+    /// Converts everything from a store of the same placement to this one's element type.
+    pub fn convert_from(&self, gpu: &Gpu, other: &ParamStore) {
+        let most = (gpu.caps().max_binding_bytes / 4) as usize / ALIGN * ALIGN / 2;
+        for (to, from) in self.pages.iter().zip(&other.pages) {
+            for start in (0..to.len()).step_by(most) {
+                let n = most.min(to.len() - start);
+                let (from, to) = (from.slice(start, [n]), to.slice(start, [n]));
+                blocks::copy(gpu, Rect::rows(&from, n), Rect::rows(&to, n), 1, n, false);
+            }
+        }
+    }
+
     /// Copies everything from a store of the same placement.
     pub fn copy_from(&self, gpu: &Gpu, other: &ParamStore) {
         for (to, from) in self.pages.iter().zip(&other.pages) {
@@ -444,7 +479,7 @@ mod tests {
                 ..Caps::planning()
             },
         ] {
-            let p = Placement::new(table(), &caps);
+            let p = Placement::new(table(), &caps, |u| u.name != "block0");
             let mut used = vec![Vec::new(); p.pages.len()];
             for (u, unit) in p.parts.iter().enumerate() {
                 for (g, parts) in unit.iter().enumerate() {
@@ -466,7 +501,8 @@ mod tests {
                 assert!(p.pages[page] as u64 * 4 <= caps.max_page_bytes);
             }
             let covered: usize = p.segments(&caps).iter().map(|s| s.2).sum();
-            assert_eq!(covered, p.elements());
+            let frozen: usize = p.unit_segments(1, &caps).iter().map(|s| s.2).sum();
+            assert_eq!(covered + frozen, p.elements());
             let by_unit: usize = (0..3).flat_map(|u| p.unit_segments(u, &caps)).map(|s| s.2).sum();
             assert_eq!(by_unit, p.elements());
         }

@@ -113,7 +113,7 @@ impl<'a> TimeView<'a> {
 /// What to make of the velocity.
 #[derive(Clone, Copy)]
 pub enum Output<'a> {
-    /// `v [M, A]` f32.
+    /// `v` f32 of the last rows, as many as it has: `[rows, A]`.
     Velocity(&'a Tensor),
     /// `x + step · v` f32: an Euler step.
     Step { next: &'a Tensor, step: f32 },
@@ -228,9 +228,12 @@ fn head(gpu: &Gpu, net: &Net<'_>, x: &Tensor, h: &Tensor, time: &TimeView<'_>, o
         return;
     }
     let (weight, bias) = &net.params.heads.action_out;
+    let first = if let Output::Velocity(v) = output { h.dim(0) - v.dim(0) } else { 0 };
+    let (h, groups) = (h.rows(first..h.dim(0)), time.groups());
+    let groups = groups.rows(first..groups.dim(0));
     let normed = gpu.alloc(net.dtype, h.shape());
     let table = time.last();
-    rms_norm::forward(gpu, h, final_modulation(&net.params.expert_norm, table.as_ref(), time.groups()), &normed);
+    rms_norm::forward(gpu, &h, final_modulation(&net.params.expert_norm, table.as_ref(), &groups), &normed);
     let product = gemm::nt(&normed, weight).bias(bias);
     match output {
         Output::Velocity(v) => product.to(gpu, v),

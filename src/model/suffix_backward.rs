@@ -117,8 +117,8 @@ impl<'a> SuffixBackward<'a> {
         }
     }
 
-    /// Pulls `dv` of sequences `range` back to x: `dx = around + J(dv)`, f32 `[rows, A]`. Without `dx` the chain ends
-    /// at the tokens' embedding (behaviour cloning: its x is data).
+    /// Pulls `dv` of sequences `range` back to x: `dx = around + J(dv)`, f32 `[rows, A]`, for the first rows of the
+    /// range, as many as `dx` has. The others (behaviour cloning) end at the embedding: their x is data.
     pub fn pull(&self, range: Range<usize>, dx: Option<(&Tensor, &Tensor)>) {
         let (gpu, net) = (self.gpu, self.net);
         let h = net.dims.action_horizon;
@@ -175,7 +175,7 @@ impl<'a> SuffixBackward<'a> {
             gemm::nn(&dpre, action_half(&heads.time_in.0, net.dims.expert.width)).to(gpu, &da);
         }
         if let Some((around, dx)) = dx {
-            gemm::nn(&da, &heads.action_in.0).add(around).to(gpu, dx);
+            gemm::nn(&da.rows(0..dx.dim(0)), &heads.action_in.0).add(around).to(gpu, dx);
         }
     }
 

@@ -90,6 +90,48 @@ pub fn best_of_n_backward(gpu: &Gpu, dbest: &Tensor, winner: &Tensor, dvalue: &T
     );
 }
 
+/// The trajectories of the chosen candidates.
+///
+/// `states [T, S·R]` holds T states of S sequences of R elements; candidate k of sample i is sequence `k·B + i`.
+/// `chosen [T, K·B·R]` gets, for each state, the winner of every sample (K = 1), or, without `winner`, the first K·B
+/// sequences as they are.
+pub fn gather_trajectories(gpu: &Gpu, states: &Tensor, winner: Option<&Tensor>, r: usize, chosen: &Tensor) {
+    let (t, per_state, per_chosen) = (states.dim(0), states.dim(1), chosen.dim(1));
+    assert_eq!(chosen.dim(0), t);
+    launch!(
+        gpu,
+        Cost::moving("gather_trajectories", 2 * chosen.bytes()),
+        gather_kernel,
+        gpu.cubes(chosen.len(), UNITS),
+        CubeDim::new_1d(UNITS as u32),
+        [states, winner.unwrap_or(states), chosen],
+        (chosen.len(), per_state, per_chosen, r, winner.is_some()),
+    );
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn gather_kernel(
+    states: &View<f32>,
+    winner: &View<u32>,
+    chosen: &mut View<f32>,
+    n: usize,
+    per_state: usize,
+    per_chosen: usize,
+    r: usize,
+    #[comptime] by_winner: bool,
+) {
+    let at = ABSOLUTE_POS;
+    if at < n {
+        let state = at / per_chosen;
+        let mut sequence = at % per_chosen / r;
+        if comptime!(by_winner) {
+            sequence += winner.get(sequence) as usize * (per_chosen / r);
+        }
+        chosen.set(at, states.get(state * per_state + sequence * r + at % r));
+    }
+}
+
 /// Aggregate of column `n`, whose members are `ld` elements apart.
 #[cube]
 pub(crate) fn aggregate(

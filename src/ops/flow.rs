@@ -58,6 +58,26 @@ pub fn velocity_loss(
     );
 }
 
+/// `y = factor · x`: the gradient of a velocity from that of the Euler step's result.
+pub fn scaled(gpu: &Gpu, x: &Tensor, factor: f32, y: &Tensor) {
+    launch!(
+        gpu,
+        Cost::moving("flow_scaled", x.bytes() + y.bytes()),
+        scaled_kernel,
+        gpu.cubes(x.len(), UNITS),
+        CubeDim::new_1d(UNITS as u32),
+        [x, y],
+        (x.len(), factor),
+    );
+}
+
+#[cube(launch_unchecked)]
+fn scaled_kernel(x: &View<f32>, y: &mut View<f32>, n: usize, factor: f32) {
+    if ABSOLUTE_POS < n {
+        y.set(ABSOLUTE_POS, factor * x.get(ABSOLUTE_POS));
+    }
+}
+
 #[cube(launch_unchecked)]
 fn interpolate_kernel(
     noise: &View<f32>,

@@ -1,0 +1,181 @@
+//! Everything that learns, on one device: π₀, critics, targets, averages, gradients, moments, temperature.
+
+use std::sync::Arc;
+
+use super::config::StepConfig;
+use crate::gpu::{DType, Gpu, Result, Tensor};
+use crate::model::bind::{CriticParams, Pi0Params};
+use crate::model::dims::{CriticDims, Pi0Dims};
+use crate::model::params::{Init, ParamStore, ParamTensor, ParamTable, Placement, Room, Scope};
+use crate::model::prefix::Net;
+use crate::model::tables;
+use crate::ops::adamw::Control;
+use crate::ops::{fill, rope};
+use crate::rng::{Key, Stream};
+
+/// Index of each parameter group in clip factors and norms.
+pub const PI0: usize = 0;
+pub const CRITIC: usize = 1;
+pub const TEMPERATURE: usize = 2;
+
+/// One group: weights and what the optimizer keeps for them.
+pub struct Group {
+    pub weights: ParamStore,
+    /// Weights in the type the step computes in, where that is not f32.
+    pub compute: Option<ParamStore>,
+    pub grads: ParamStore,
+    pub m: ParamStore,
+    pub v: ParamStore,
+    /// Weight average (π₀) or target network (critics).
+    pub average: Option<ParamStore>,
+}
+
+/// `log α` and its optimizer, one f32 each.
+pub struct Temperature {
+    pub log_alpha: Tensor,
+    pub grad: Tensor,
+    pub m: Tensor,
+    pub v: Tensor,
+}
+
+/// The learner.
+pub struct Learner {
+    pub gpu: Gpu,
+    pub config: StepConfig,
+    pub dims: Pi0Dims,
+    pub critic_dims: CriticDims,
+    pub pi0: Group,
+    pub critic: Group,
+    pub temperature: Option<Temperature>,
+    pub control: Control,
+    pub(super) params: Pi0Params,
+    pub(super) grads: Pi0Params,
+    pub(super) critics: CriticParams,
+    pub(super) critic_grads: CriticParams,
+    pub(super) targets: CriticParams,
+    pub(super) rope: rope::Table,
+    pub(super) rule_weights: Tensor,
+    pub(super) clip_limits: Tensor,
+}
+
+impl Learner {
+    /// Allocates everything; weights are undefined until [`Learner::init`] or [`Learner::load_pi0`] and
+    /// [`Learner::load_critics`]. Fails if the device has no room.
+    pub fn new(gpu: &Gpu, config: StepConfig, dims: Pi0Dims, critic_dims: CriticDims) -> Result<Learner> {
+        let caps = gpu.caps();
+        let t = config.trainable;
+        let learns = |room: Room| match room {
+            Room::Vision => t.vision,
+            Room::Language => t.language,
+            Room::Expert => t.expert,
+            Room::Critic => true,
+        };
+        let place = |table: ParamTable| Arc::new(Placement::new(Arc::new(table), caps, |u| learns(u.room)));
+        let group = |placement: Arc<Placement>, dtype: DType, average: Option<Scope>| {
+            let zeros = |scope| ParamStore::zeros(gpu, placement.clone(), DType::F32, scope);
+            Group {
+                weights: zeros(Scope::All),
+                compute: (dtype != DType::F32)
+                    .then(|| ParamStore::new(gpu, placement.clone(), dtype, Scope::All)),
+                grads: zeros(Scope::Learning),
+                m: zeros(Scope::Learning),
+                v: zeros(Scope::Learning),
+                average: average.map(zeros),
+            }
+        };
+        let ema = config.ema_decay.map(|_| Scope::Learning);
+        let pi0 = group(place(tables::pi0(&dims)), config.dtype, ema);
+        let critic = group(place(tables::critic(&critic_dims)), DType::F32, Some(Scope::All));
+        let temperature = config.temperature.map(|_| {
+            let one = || {
+                let t = gpu.alloc_in(gpu.states(), DType::F32, [1]);
+                fill::zero(gpu, &t);
+                t
+            };
+            Temperature { log_alpha: one(), grad: one(), m: one(), v: one() }
+        });
+        let constant = |values: &[f32]| {
+            let t = gpu.alloc_in(gpu.states(), DType::F32, [values.len()]);
+            gpu.write_f32(&t, values);
+            t
+        };
+        let limits = [config.pi0.clip, config.critic.clip, config.temperature.map_or(f32::INFINITY, |t| t.group.clip)];
+        let targets = critic.average.as_ref().expect("critics have targets");
+        let learner = Learner {
+            params: Pi0Params::bind(pi0.compute.as_ref().unwrap_or(&pi0.weights), &dims),
+            grads: Pi0Params::bind(&pi0.grads, &dims),
+            critics: CriticParams::bind(&critic.weights, &critic_dims),
+            critic_grads: CriticParams::bind(&critic.grads, &critic_dims),
+            targets: CriticParams::bind(targets, &critic_dims),
+            rope: rope::Table::new(gpu, 0, Net::positions(&dims), dims.head_dim),
+            rule_weights: constant(&config.rule_weights),
+            clip_limits: constant(&limits),
+            control: Control::new(gpu, limits.len()),
+            gpu: gpu.clone(),
+            config,
+            dims,
+            critic_dims,
+            pi0,
+            critic,
+            temperature,
+        };
+        gpu.check()?;
+        Ok(learner)
+    }
+
+    /// Fresh weights from a seed; targets and averages start equal to them.
+    pub fn init(&self, seed: u64) {
+        self.load_pi0(|t| Some(initial(t, seed)));
+        self.load_critics(|t| Some(initial(t, seed)));
+    }
+
+    /// Sets the tensors of π₀ that `values` gives; the average starts from them.
+    pub fn load_pi0(&self, values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>) {
+        self.pi0.weights.write(&self.gpu, values);
+        if let Some(average) = &self.pi0.average {
+            average.copy_from(&self.gpu, &self.pi0.weights);
+        }
+        self.refresh_compute();
+    }
+
+    /// Sets the tensors of the critics that `values` gives; the targets start from them.
+    pub fn load_critics(&self, values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>) {
+        self.critic.weights.write(&self.gpu, values);
+        if let Some(targets) = &self.critic.average {
+            targets.copy_from(&self.gpu, &self.critic.weights);
+        }
+    }
+
+    /// Rounds the compute weights from the f32 ones (the optimizer does this for what it changes).
+    pub fn refresh_compute(&self) {
+        if let Some(compute) = &self.pi0.compute {
+            compute.convert_from(&self.gpu, &self.pi0.weights);
+        }
+    }
+
+    /// The network, for passes.
+    pub(super) fn net(&self) -> Net<'_> {
+        Net { dims: &self.dims, params: &self.params, rope: &self.rope, dtype: self.config.dtype }
+    }
+}
+
+/// Initial values of a tensor: a function of the seed and the tensor's name alone.
+fn initial(tensor: &ParamTensor, seed: u64) -> Vec<f32> {
+    let name = tensor.name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
+    let key = Key::stream(seed, Stream::Init).fold(name);
+    let n = tensor.len();
+    match tensor.init {
+        Init::Zeros => vec![0.0; n],
+        Init::Ones => vec![1.0; n],
+        Init::Normal(std) => {
+            let mut values = vec![0.0; n];
+            key.normals(&mut values);
+            values.iter_mut().for_each(|v| *v *= std as f32);
+            values
+        }
+        Init::LecunUniform { fan_in } => {
+            let bound = libm::sqrt(3.0 / fan_in as f64);
+            (0..n).map(|i| key.range(i as u64, -bound, bound) as f32).collect()
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The fused ACRLPD step.
+//!
+//! [`schedule`] reads top to bottom: one micro-batch from observations to gradients. [`optimizer`] turns the sum of
+//! the micro-batches' gradients into an update. Nothing here waits for the device.
+
+pub mod batch;
+pub mod config;
+pub mod learner;
+pub mod metrics;
+pub mod optimizer;
+pub mod schedule;
+
+pub use batch::{MicroBatch, Noise, Observations, Pictures, Totals};
+pub use config::StepConfig;
+pub use learner::Learner;
