@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ops::rope::Heads;
 
-/// Side of an image patch in pixels.
+/// Side of an image patch of π₀, in pixels.
 pub const PATCH: usize = 14;
 
 /// One transformer stack.
@@ -21,8 +21,10 @@ pub struct StackDims {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pi0Dims {
-    /// Side of the square input images, in pixels; a multiple of [`PATCH`].
+    /// Side of the square input images, in pixels; a multiple of `patch`.
     pub image_size: usize,
+    /// Side of a patch, in pixels: [`PATCH`] for every published model.
+    pub patch: usize,
     /// SigLIP: width and MLP.
     pub vision: StackDims,
     pub vision_depth: usize,
@@ -58,6 +60,7 @@ impl Pi0Dims {
     pub fn full(action_horizon: usize, pi05: bool) -> Pi0Dims {
         Pi0Dims {
             image_size: 224,
+            patch: PATCH,
             vision: StackDims { width: 1152, mlp: 4304 },
             vision_depth: 27,
             vision_heads: 16,
@@ -81,7 +84,7 @@ impl Pi0Dims {
 
     /// Tokens of one image.
     pub fn image_tokens(&self) -> usize {
-        (self.image_size / PATCH).pow(2)
+        (self.image_size / self.patch).pow(2)
     }
 
     /// Longest prefix: all cameras, the whole prompt.
@@ -116,8 +119,8 @@ impl Pi0Dims {
     pub fn problem(&self) -> Option<String> {
         let checks = [
             (
-                self.image_size == 0 || !self.image_size.is_multiple_of(PATCH),
-                "image_size must be a multiple of 14",
+                self.patch == 0 || self.image_size == 0 || !self.image_size.is_multiple_of(self.patch),
+                "image_size must be a multiple of the patch size",
             ),
             (
                 self.vision_heads == 0 || !self.vision.width.is_multiple_of(self.vision_heads),

@@ -91,8 +91,19 @@ struct Joint {
 pub struct Tape {
     vision: Option<siglip::Saved>,
     layers: Vec<LayerTape>,
-    /// Input of the final norm, where it was computed.
-    last: Option<Tensor>,
+    /// Inputs of the final norms of prefix and state, where they were computed.
+    last: Option<(Tensor, Option<Tensor>)>,
+}
+
+impl Tape {
+    /// The residual streams of prefix and state behind layer `l`, as far as they were computed.
+    pub fn hidden(&self, l: usize) -> Option<(&Tensor, Option<&Tensor>)> {
+        match self.layers.get(l + 1) {
+            Some(LayerTape::Whole { prefix, state, .. }) => Some((&prefix.x, state.as_ref().map(|s| &s.x))),
+            Some(LayerTape::KeysOnly { x, state }) => Some((x, state.as_ref())),
+            None => self.last.as_ref().map(|(x, state)| (x, state.as_ref())),
+        }
+    }
 }
 
 /// The outcome of a prefix pass; keys and values are in the cache.
@@ -171,7 +182,7 @@ pub fn forward(
         Depth::Whole => {
             let out = gpu.alloc(net.dtype, x.shape());
             rms_norm::forward(gpu, &x, Modulation::Plain(language_norm(p)), &out);
-            (Some(out), Some(x))
+            (Some(out), Some((x, s)))
         }
     };
     let tape = keep.map(|_| Tape { vision, layers, last });
@@ -266,8 +277,17 @@ pub struct Incoming<'a> {
     pub out: Option<&'a Tensor>,
 }
 
+/// Gradients at the embedded tokens, as far as they were needed.
+#[derive(Default)]
+pub struct TokenGrads {
+    /// `[R, D]`
+    pub prefix: Option<Tensor>,
+    /// `[B, E]`
+    pub state: Option<Tensor>,
+}
+
 /// Weight gradients of the whole prefix, added to `grads`, from the gradients of keys and values (`dcache`, one f32
-/// tensor per layer, in the lines of the cache; overwritten). Returns the gradient at the embedded tokens.
+/// tensor per layer, in the lines of the cache; overwritten).
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     gpu: &Gpu,
@@ -280,14 +300,14 @@ pub fn backward(
     dcache: &[Tensor],
     incoming: Incoming<'_>,
     trainable: Trainable,
-) -> Option<Tensor> {
-    let Tape { vision, mut layers, last } = prefix.tape?;
+) -> TokenGrads {
+    let Some(Tape { vision, mut layers, last }) = prefix.tape else { return TokenGrads::default() };
     let through = trainable.prefix();
     let like = |t: &Tensor| gpu.alloc(net.dtype, t.shape());
     // Gradients at the output of the layer that is next.
     let mut dx: Option<Tensor> = None;
     let mut ds: Option<Tensor> = None;
-    if let Some(x) = last.filter(|_| through) {
+    if let Some((x, _)) = last.filter(|_| through) {
         let d = like(&x);
         match incoming.out {
             Some(dout) => final_norm_backward(gpu, net, grads, &x, dout, &d, trainable),
@@ -307,13 +327,13 @@ pub fn backward(
             }
         };
     }
-    if let (Some(ds), Some((weight, bias))) = (ds, &grads.heads.state)
+    if let (Some(ds), Some((weight, bias))) = (&ds, &grads.heads.state)
         && trainable.expert
     {
-        gemm::tn(&ds, state).add_to(gpu, weight);
-        column_sum::accumulate(gpu, Term::Plain { dy: &ds }, bias);
+        gemm::tn(ds, state).add_to(gpu, weight);
+        column_sum::accumulate(gpu, Term::Plain { dy: ds }, bias);
     }
-    let dx = dx.filter(|_| through)?;
+    let Some(dx) = dx.filter(|_| through) else { return TokenGrads { prefix: None, state: ds } };
     if let Some(more) = incoming.tokens {
         let (from, to) = (blocks::Rect::rows(more, more.dim(1)), blocks::Rect::rows(&dx, dx.dim(1)));
         blocks::copy(gpu, from, to, more.dim(0), more.dim(1), true);
@@ -327,7 +347,7 @@ pub fn backward(
         let heads = net.dims.vision_attention();
         siglip::backward(gpu, &net.params.vision, &grads.vision, heads, &layout.images, saved, &dseen);
     }
-    Some(dx)
+    TokenGrads { prefix: Some(dx), state: ds }
 }
 
 #[allow(clippy::too_many_arguments)]

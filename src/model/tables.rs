@@ -1,6 +1,6 @@
 //! The parameters of π₀, π₀.₅ and the critics, under the names of an openpi PyTorch checkpoint.
 
-use super::dims::{CriticDims, PATCH, Pi0Dims, StackDims};
+use super::dims::{CriticDims, Pi0Dims, StackDims};
 use super::params::{Init, ParamTable, Room, Unit};
 
 const VISION: &str = "paligemma_with_expert.paligemma.model.vision_tower.vision_model.";
@@ -79,12 +79,12 @@ fn normal(fan_in: usize) -> Init {
 pub fn pi0(d: &Pi0Dims) -> ParamTable {
     let mut units = Vec::new();
     let w = d.vision.width;
-    let patch_in = 3 * PATCH * PATCH;
+    let patch_in = 3 * d.patch * d.patch;
     units.push(
         Unit::new("vision.patches", Room::Vision)
             .one(
                 format!("{VISION}embeddings.patch_embedding.weight"),
-                &[w, 3, PATCH, PATCH],
+                &[w, 3, d.patch, d.patch],
                 normal(patch_in),
             )
             .one(format!("{VISION}embeddings.patch_embedding.bias"), &[w], Init::Zeros)

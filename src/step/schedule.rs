@@ -321,7 +321,8 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         let trainable = config.trainable;
         dtokens = prefix::backward(
             gpu, &net, grads, &layout, current, &state, &cache, &dcache, incoming, trainable,
-        );
+        )
+        .prefix;
         if let (Some(own), Some(again)) = (&own, again) {
             let incoming = Incoming::default();
             prefix::backward(gpu, &net, grads, own, again, &state, &cache, &dcache, incoming, trainable);
