@@ -3,6 +3,7 @@
 mod checkpoint_support;
 
 use std::fs;
+use std::path::Path;
 
 use acrlpd::checkpoint::inspect;
 use checkpoint_support::{critic, golden_weights, read_plain, save, write_plain};
@@ -64,10 +65,17 @@ fn training_checkpoints_and_runs() {
             .any(|l| l.starts_with("critic.safetensors") && l.contains("F32 (28)")),
         "{text}"
     );
-    assert!(text.lines().all(|l| l == l.trim_end() || l.contains("  ")), "{text}");
+    assert!(text.lines().all(|l| l == l.trim_end()), "{text}");
     let json: serde_json::Value = serde_json::to_value(&summary).unwrap();
     assert_eq!(json["state"]["step"], 2000);
     assert_eq!(json["files"][1]["tensors"][0]["dtype"], "F32");
+
+    // Another program's step with the usual file in it is bare weights.
+    let other = dir.path().join("3000");
+    fs::create_dir(&other).unwrap();
+    fs::copy(golden_weights(false), other.join("model.safetensors")).unwrap();
+    assert_eq!(inspect(&other).unwrap().model, Some("π₀"));
+    assert_eq!(inspect(dir.path()).unwrap(), summary);
 
     // Broken ones are shown as what they are.
     fs::remove_file(dir.path().join("2000/state.json")).unwrap();
@@ -83,18 +91,14 @@ fn training_checkpoints_and_runs() {
 #[test]
 fn anything_else_is_an_error() {
     let dir = TempDir::new().unwrap();
+    let message = |path: &Path| inspect(path).unwrap_err().to_string();
     assert!(
-        inspect(dir.path())
-            .unwrap_err()
-            .to_string()
-            .contains("not a checkpoint")
+        message(dir.path()).contains("holds no weights"),
+        "{}",
+        message(dir.path())
     );
-    assert!(
-        inspect(&dir.path().join("gone"))
-            .unwrap_err()
-            .to_string()
-            .contains("cannot read")
-    );
+    assert!(message(&dir.path().join("gone")).contains("cannot read"));
+    assert!(message(&dir.path().join("12")).contains("cannot read"));
     fs::write(dir.path().join("model.safetensors"), "junk").unwrap();
     assert!(
         inspect(dir.path())

@@ -138,7 +138,12 @@ impl Draft {
         } else {
             None
         };
-        files::rename(&self.folder, &home)?;
+        if let Err(error) = files::rename(&self.folder, &home) {
+            if let Some(hidden) = replaced {
+                files::rename(&hidden, &home)?;
+            }
+            return Err(error);
+        }
         self.committed = true;
         files::sync_folder(&self.dir)?;
         if let Err(error) = self.prune(keep, replaced) {

@@ -108,15 +108,28 @@ pub fn map(path: &Path) -> Result<Mmap> {
     unsafe { Mmap::map(&file) }.map_err(|e| read_error(path, e))
 }
 
-/// Creates a folder and those above it.
+/// Creates a folder and those above it, and waits until their names are on the disk.
 pub fn create_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(|e| write_error(path, e))
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = match path.parent() {
+        Some(above) if above != Path::new("") => above,
+        _ => Path::new("."),
+    };
+    create_folder(above)?;
+    match fs::create_dir(path) {
+        // Someone else was faster.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        created => created.map_err(|e| write_error(path, e))?,
+    }
+    sync_folder(above)
 }
 
-/// The names in a folder; none if it does not exist.
+/// The names in a folder; none if there is no such folder.
 pub fn list(path: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(_) if !path.is_dir() => return Ok(Vec::new()),
         entries => entries.map_err(|e| read_error(path, e))?,
     };
     let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));

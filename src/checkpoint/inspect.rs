@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::error::{CheckpointError, Result};
+use super::error::Result;
 use super::manifest::{MANIFEST, Manifest};
-use super::resume::{resolve, step_of};
+use super::resume::{resolve, step_of, steps};
 use super::state::RunState;
-use super::weights::Weights;
+use super::weights::{self, Weights};
 
 /// What is in a path.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -53,16 +53,13 @@ pub struct TensorSummary {
 /// # Errors
 /// Paths that are none of these, and weights that cannot be opened.
 pub fn inspect(path: &Path) -> Result<Summary> {
-    match Weights::open(path) {
-        // A checkpoint of ours can be opened as weights too, but is more than that.
-        Ok(weights) if !path.join(MANIFEST).is_file() && step_of(path).is_none() => Ok(bare(&weights)),
-        Err(error) if !path.is_dir() => Err(error),
-        Err(error @ (CheckpointError::Safetensors { .. } | CheckpointError::Shard { .. }))
-            if step_of(path).is_none() =>
-        {
-            Err(error)
-        }
-        _ => checkpoint(&resolve(path)?),
+    // Steps of other programs are numbered folders too, but with weights in them under a usual name.
+    let numbered = step_of(path).is_some() && !weights::is_model(path);
+    let ours = path.join(MANIFEST).is_file() || numbered || !steps(path)?.is_empty();
+    if path.is_dir() && ours {
+        checkpoint(&resolve(path)?)
+    } else {
+        Ok(bare(&Weights::open(path)?))
     }
 }
 
@@ -174,11 +171,11 @@ impl fmt::Display for Summary {
                 n => (n.to_string(), grouped(file.parameters)),
             };
             let (size, dtypes) = (size(file.bytes), dtypes.join(", "));
-            writeln!(
-                f,
+            let row = format!(
                 "{:width$}  {tensors:>7}  {parameters:>14}  {size:>10}  {dtypes}",
                 file.name
-            )?;
+            );
+            writeln!(f, "{}", row.trim_end())?;
         }
         write!(f, "{:width$}  {:>7}  {:>14}  {:>10}", "total", "", "", size(self.bytes))
     }

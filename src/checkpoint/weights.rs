@@ -27,6 +27,11 @@ const WRAPPER: &str = "model.";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Whether a folder holds a model as other programs save it.
+pub(super) fn is_model(folder: &Path) -> bool {
+    [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file())
+}
+
 /// The tensors of one safetensors file, or of the shards of one model. None of the files may change while this lives.
 #[derive(Debug)]
 pub struct Weights {

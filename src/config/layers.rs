@@ -82,7 +82,7 @@ impl Layers {
         let (own, base) = Layers::read(&source)?;
         let Some((base, place)) = base else { return Ok(own) };
         above.push(source.id());
-        let below = Source::find(&base, source.path.as_deref(), above)?;
+        let below = Source::find(&base, Some((&source, &place)), above)?;
         if above.contains(&below.id()) {
             let to = below.id();
             return Err(ConfigError::Cycle { place, to });
@@ -155,7 +155,7 @@ impl Layers {
             Known::Unknown(nearest) => {
                 let nearest = match nearest {
                     Some(nearest) => format!("; did you mean `{nearest}`?"),
-                    None => "; configs/debug.toml lists every key".into(),
+                    None => "; the preset `debug` lists every key".into(),
                 };
                 return Err(ConfigError::UnknownKey { place, key, nearest });
             }

@@ -17,8 +17,8 @@
 //! - A name means `configs/NAME.toml` in the current folder if there is one, else the preset of that name; what has a
 //!   `/` or ends in `.toml` is a path. `base` in a file means the same, with paths relative to the file.
 //! - A file overlays its base key by key, and the bottom layer is the defaults. `data.cameras` is replaced as a whole.
-//! - Relative input paths (`data.path`, `data.norm_stats`, `data.tokenizer`, `model.weights`) start in the file's folder;
-//!   if that is called `configs`, in the folder above it; for presets and flags, in the current folder. They become
+//! - Relative input paths (`data.path`, `data.norm_stats`, `data.tokenizer`, `model.weights`) start in the folder of
+//!   the file, or above it if it is called `configs`; those of presets and flags in the current folder. They become
 //!   absolute, so that a stored configuration keeps its meaning; an empty one unsets the key. `checkpoint_dir` is an
 //!   output and always starts in the current folder.
 

@@ -18,9 +18,10 @@ pub struct Source {
 impl Source {
     /// Finds a configuration: a path, else `configs/NAME.toml` in the current folder, else a preset of the program.
     /// A file in `above` is passed over for the preset of its name, so that `configs/debug.toml` can extend `debug`.
-    pub fn find(wanted: &str, by: Option<&Path>, above: &[String]) -> Result<Source, ConfigError> {
+    /// `by` is the file that names it as its base, and where it does.
+    pub fn find(wanted: &str, by: Option<(&Source, &Place)>, above: &[String]) -> Result<Source, ConfigError> {
         let wanted_by = by
-            .map(|p| format!(", the base of `{}`", p.display()))
+            .map(|(_, place)| format!(", the base that {place} names"))
             .unwrap_or_default();
         let read = |path: PathBuf| match fs::read_to_string(&path) {
             Ok(text) => Ok(Source {
@@ -35,7 +36,8 @@ impl Source {
             }),
         };
         if wanted.ends_with(".toml") || wanted.contains(['/', '\\']) {
-            let folder = by.and_then(Path::parent).unwrap_or(Path::new(""));
+            let beside = by.and_then(|(source, _)| source.path.as_deref()).and_then(Path::parent);
+            let folder = beside.unwrap_or(Path::new(""));
             return read(folder.join(wanted));
         }
         let local = Path::new("configs").join(format!("{wanted}.toml"));
