@@ -233,6 +233,12 @@ fn old_steps_go_after_the_new_one_is_there() {
     fs::remove_file(run.join("400/state.json")).unwrap();
     save(run, 150, 1).unwrap();
     assert_eq!(names(run), ["150", "300", "400"]);
+    save(run, 160, 0).unwrap();
+    assert_eq!(
+        names(run),
+        ["160", "300", "400"],
+        "the newest one stays even if none shall be kept"
+    );
     assert_eq!(latest(run).unwrap(), Some(run.join("300")));
 }
 

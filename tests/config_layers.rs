@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use acrlpd::config::{ActorObjective, Config, Part, QAggregation};
+use acrlpd::config::{ActorObjective, Config, Features, Part, QAggregation};
 use acrlpd::data::{CameraSpec, RewardMode};
 use tempfile::TempDir;
 
@@ -172,6 +172,15 @@ fn the_original_s_other_names_mean_the_same() {
         (c.acrlpd.actor_objective, c.qchunking.reward_mode),
         (ActorObjective::MeanN, RewardMode::Dataset)
     );
+
+    let short = "[data]\nprompt_from_task = true\n[acrlpd]\npi0_lr = 2e-5\nbest_of_n = 6\nbc_weight = 0.3\nbatch_size = 12\n\
+                 eval_frequency = 9\n[critic]\nq_aggregation = \"mean\"\nhidden_dims = [8]\nfeatures = \"llm\"\n";
+    let c = parse(short);
+    let a = &c.acrlpd;
+    assert_eq!((a.actor_lr, a.num_action_samples, a.bc_loss_weight), (2e-5, 6, 0.3));
+    assert_eq!((c.batch_size, c.eval_interval), (12, 9));
+    assert_eq!((a.q_aggregation, a.features), (QAggregation::Mean, Features::Llm));
+    assert_eq!(a.critic_hidden_dims, [8]);
 
     // The same thing twice, in agreement.
     let twice = "[data]\nprompt_from_task = true\n[acrlpd]\ndiscount = 0.9\n[qchunking]\ndiscount = 0.9\n";
