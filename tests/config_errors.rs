@@ -359,7 +359,7 @@ fn the_first_of_several_mistakes_is_the_one_reported() {
     // In the order of the file, which is not that of the alphabet.
     for (text, line) in [
         ("zz = 1\n[model]\naa = 2\n[acrlpd]\nbb = 3\n", 1),
-        ("[model]\nzz = 1\n[acrlpd]\naa = 2\n", 2),
+        ("[acrlpd]\nzz = 1\n[model]\naa = 2\n", 2),
     ] {
         let message = Config::parse(text, "bad.toml").unwrap_err().to_string();
         assert!(
