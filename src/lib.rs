@@ -1,4 +1,6 @@
 //! x
+pub mod checkpoint;
+pub mod config;
 pub mod data;
 pub mod gpu;
 pub mod model;

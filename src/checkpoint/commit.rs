@@ -1,0 +1,182 @@
+//! Saving a checkpoint so that it is there completely or not at all.
+//!
+//! Files are written into a folder with a dot in front of its name, each one durable before the next; the manifest
+//! comes last; then the folder gets its number as name. Being killed at any point leaves the checkpoints that were
+//! there, and a dotted folder that the next [`begin`] removes. Old checkpoints go only after the new one is there, and
+//! are renamed before they are deleted, so that half-deleted ones do not look like broken ones.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::error::{CheckpointError, Result};
+use super::files;
+use super::manifest::Manifest;
+use super::resume::complete_steps;
+use super::state::{RunState, STATE};
+use super::writer::TensorWriter;
+
+/// In front of the names of folders that are being written or deleted.
+const WRITING: &str = ".writing-";
+const REMOVING: &str = ".removing-";
+
+/// A checkpoint in the making. Dropped before [`Draft::commit`], it leaves nothing.
+pub struct Draft {
+    /// The run's folder, where steps lie.
+    dir: PathBuf,
+    /// Where this one is being written.
+    folder: PathBuf,
+    state: RunState,
+    manifest: Manifest,
+    /// Files begun and not kept yet.
+    open: BTreeSet<String>,
+    committed: bool,
+}
+
+/// Starts the checkpoint `state.step` of the run in `dir` (which is created), and removes what a killed run left there.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn begin(dir: &Path, state: RunState) -> Result<Draft> {
+    files::create_folder(dir)?;
+    for name in files::list(dir)? {
+        if name.starts_with(WRITING) || name.starts_with(REMOVING) {
+            tracing::info!(
+                "removing `{}`, which an interrupted run left",
+                dir.join(&name).display()
+            );
+            files::remove_folder(&dir.join(name))?;
+        }
+    }
+    let folder = dir.join(format!("{WRITING}{}", state.step));
+    files::create_folder(&folder)?;
+    Ok(Draft {
+        dir: dir.to_owned(),
+        folder,
+        state,
+        manifest: Manifest::default(),
+        open: BTreeSet::new(),
+        committed: false,
+    })
+}
+
+impl Draft {
+    /// Starts a file of tensors (name, shape); give the writer to [`Draft::keep`] when all are written.
+    ///
+    /// # Errors
+    /// As [`TensorWriter::create`].
+    pub fn tensors(&mut self, name: &str, plan: &[(String, Vec<usize>)]) -> Result<TensorWriter> {
+        let writer = TensorWriter::create(&self.folder.join(name), plan)?;
+        self.open.insert(name.into());
+        Ok(writer)
+    }
+
+    /// Finishes a file of tensors.
+    ///
+    /// # Errors
+    /// As [`TensorWriter::finish`].
+    pub fn keep(&mut self, writer: TensorWriter) -> Result<()> {
+        let name = writer
+            .path()
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let written = writer.finish()?;
+        self.open.remove(&name);
+        self.manifest.add(&name, written);
+        Ok(())
+    }
+
+    /// Writes a text file.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn text(&mut self, name: &str, text: &str) -> Result<()> {
+        let written = files::write(&self.folder.join(name), text.as_bytes())?;
+        self.manifest.add(name, written);
+        Ok(())
+    }
+
+    /// Takes in a file that someone else has written into [`Draft::folder`].
+    ///
+    /// # Errors
+    /// A file that is not there.
+    pub fn adopt(&mut self, name: &str) -> Result<()> {
+        let written = files::hash(&self.folder.join(name), true)?;
+        self.manifest.add(name, written);
+        Ok(())
+    }
+
+    /// Where the files of this checkpoint are, for now.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Makes the checkpoint visible under its step and removes the oldest ones so that `keep` (at least 1) remain.
+    /// Returns its folder.
+    ///
+    /// # Errors
+    /// Anything that keeps it from being complete on the disk; what was there before is untouched then. Trouble with
+    /// removing old checkpoints is only logged.
+    pub fn commit(mut self, keep: usize) -> Result<PathBuf> {
+        if let Some(name) = self.open.first() {
+            let path = self.folder.join(name);
+            let reason = "it was begun and not finished".into();
+            return Err(CheckpointError::Plan { path, reason });
+        }
+        let state = serde_json::to_string_pretty(&self.state).map_err(|e| CheckpointError::Plan {
+            path: self.folder.join(STATE),
+            reason: e.to_string(),
+        })?;
+        self.text(STATE, &state)?;
+        self.manifest.write(&self.folder)?;
+        files::sync_folder(&self.folder)?;
+
+        let home = self.dir.join(self.state.step.to_string());
+        // An incomplete one of this step, or one that a run resumed from an earlier step has reached again.
+        let replaced = if home.exists() {
+            Some(self.hide(self.state.step)?)
+        } else {
+            None
+        };
+        if let Err(error) = files::rename(&self.folder, &home) {
+            if let Some(hidden) = replaced {
+                files::rename(&hidden, &home)?;
+            }
+            return Err(error);
+        }
+        self.committed = true;
+        files::sync_folder(&self.dir)?;
+        if let Err(error) = self.prune(keep, replaced) {
+            tracing::warn!("old checkpoints could not be removed: {error}");
+        }
+        Ok(home)
+    }
+
+    fn prune(&self, keep: usize, replaced: Option<PathBuf>) -> Result<()> {
+        if let Some(folder) = replaced {
+            files::remove_folder(&folder)?;
+        }
+        let steps = complete_steps(&self.dir)?;
+        let old = steps.iter().rev().skip(keep.max(1));
+        for step in old.filter(|step| **step != self.state.step) {
+            files::remove_folder(&self.hide(*step)?)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the name from a checkpoint that is to be deleted.
+    fn hide(&self, step: u64) -> Result<PathBuf> {
+        let hidden = self.dir.join(format!("{REMOVING}{step}"));
+        files::rename(&self.dir.join(step.to_string()), &hidden)?;
+        Ok(hidden)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Nothing depends on it: the next `begin` removes what remains.
+            let _ = files::remove_folder(&self.folder);
+        }
+    }
+}

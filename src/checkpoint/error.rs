@@ -1,0 +1,74 @@
+//! Everything that can be wrong with weights and checkpoints. Each message is one sentence: what, where, why, what to
+//! do.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// An error of the files that hold a model.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    #[error("cannot read `{path}`: {source}; check the path and its permissions")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot write `{path}`: {source}; check its permissions and the free space of the disk")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("`{path}` holds no weights: {reason}; give a .safetensors file or a folder with a model.safetensors")]
+    NoWeights { path: PathBuf, reason: String },
+    #[error("`{path}` is not a whole safetensors file: {reason}; copy or download it again")]
+    Safetensors { path: PathBuf, reason: String },
+    #[error("`{path}` says that `{tensor}` is in `{shard}`, but {reason}; copy or download the shards again")]
+    Shard {
+        path: PathBuf,
+        tensor: String,
+        shard: String,
+        reason: String,
+    },
+    #[error(
+        "`{path}` has no tensor `{tensor}` of shape {expected:?}; give weights of the model that the config describes"
+    )]
+    Missing {
+        path: PathBuf,
+        tensor: String,
+        expected: Vec<usize>,
+    },
+    #[error(
+        "`{path}` holds {found}, but the config describes {wanted} (`{tensor}`); set model.pi05 = {fix}, or give other \
+         weights"
+    )]
+    Architecture {
+        path: PathBuf,
+        found: &'static str,
+        wanted: &'static str,
+        tensor: String,
+        fix: bool,
+    },
+    #[error(
+        "`{path}` has `{tensor}` in shape {found:?}, but the config asks for {expected:?}; make the sizes in [model] \
+         agree"
+    )]
+    Shape {
+        path: PathBuf,
+        tensor: String,
+        expected: Vec<usize>,
+        found: Vec<usize>,
+    },
+    #[error("`{path}` stores `{tensor}` as {found}, but only F32, F16 and BF16 can be read; convert it")]
+    Dtype {
+        path: PathBuf,
+        tensor: String,
+        found: String,
+    },
+    #[error("`{path}` cannot be written as planned: {reason}; this is a defect of the program, please report it")]
+    Plan { path: PathBuf, reason: String },
+    #[error("`{path}` is not a checkpoint: {reason}; give a folder such as checkpoints/CONFIG/EXPERIMENT/STEP")]
+    NotACheckpoint { path: PathBuf, reason: String },
+    #[error("the checkpoint `{path}` is not complete: {reason}; use an earlier step, or copy it again")]
+    Incomplete { path: PathBuf, reason: String },
+    #[error("the checkpoint `{path}` is damaged: {reason}; use an earlier step, or copy it again")]
+    Damaged { path: PathBuf, reason: String },
+    #[error("the checkpoint `{path}` has format {found}, but this version reads up to {known}; use a newer version")]
+    TooNew { path: PathBuf, found: u64, known: u32 },
+}
+
+/// Shorthand for results of this room.
+pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;

@@ -1,0 +1,47 @@
+//! Weights and checkpoints on disk.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | [`weights`] | opens safetensors under their several names, yields one tensor at a time as f32 |
+//! | [`writer`] | writes safetensors as a stream, in constant memory |
+//! | [`state`] | what a training checkpoint consists of |
+//! | `manifest` | sizes and hashes of its files |
+//! | [`commit`] | saves one completely or not at all, and keeps the newest few |
+//! | [`resume`] | finds and opens saved ones |
+//! | [`mod@inspect`] | a summary for people |
+//! | `files` | every access to the file system |
+//!
+//! Saving:
+//! ```no_run
+//! # use acrlpd::checkpoint::{CheckpointError, RunState, begin, plan, state};
+//! # use acrlpd::model::params::ParamTable;
+//! # fn f(dir: &std::path::Path, table: &ParamTable) -> Result<(), CheckpointError> {
+//! let mut draft = begin(dir, RunState::now(1000, 42, "rl_fold_box"))?;
+//! let mut file = draft.tensors(state::PARAMS, &plan("", table))?;
+//! for tensor in table.tensors() {
+//!     file.write(&tensor.name, &vec![0.0; tensor.len()])?;
+//! }
+//! draft.keep(file)?;
+//! draft.commit(5)?;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod commit;
+mod error;
+mod files;
+pub mod inspect;
+mod manifest;
+pub mod resume;
+pub mod state;
+pub mod weights;
+pub mod writer;
+
+pub use commit::{Draft, begin};
+pub use error::CheckpointError;
+pub use files::Written;
+pub use inspect::{Summary, inspect};
+pub use resume::{Saved, latest, open, resolve, steps};
+pub use state::RunState;
+pub use weights::Weights;
+pub use writer::{TensorWriter, plan};

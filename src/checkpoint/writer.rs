@@ -1,0 +1,155 @@
+//! Writing safetensors as a stream: the header first, then the values in the announced order, in constant memory.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::error::{CheckpointError, Result};
+use super::files::{HashedFile, Written};
+use crate::model::params::ParamTable;
+
+/// Values converted to bytes at a time.
+const BLOCK: usize = 1 << 16;
+
+/// A safetensors file in the making; all tensors are F32.
+pub struct TensorWriter {
+    file: HashedFile,
+    /// Names and element counts still to come, the next one last.
+    plan: Vec<(String, usize)>,
+    /// Elements of the current tensor written so far.
+    done: usize,
+    block: Vec<u8>,
+}
+
+/// Names and shapes of a table, with `section` in front of the names.
+pub fn plan(section: &str, table: &ParamTable) -> Vec<(String, Vec<usize>)> {
+    table
+        .tensors()
+        .map(|t| (format!("{section}{}", t.name), t.shape.clone()))
+        .collect()
+}
+
+impl TensorWriter {
+    /// Creates `path` and writes the header for `tensors` (name, shape), in whose order the values must follow.
+    ///
+    /// # Errors
+    /// A file that cannot be created, and names that occur twice.
+    pub fn create(path: &Path, tensors: &[(String, Vec<usize>)]) -> Result<TensorWriter> {
+        let planned = |reason: String| CheckpointError::Plan {
+            path: path.to_owned(),
+            reason,
+        };
+        let (mut names, mut offset, mut infos, mut plan) = (HashSet::new(), 0usize, Vec::new(), Vec::new());
+        for (name, shape) in tensors {
+            if !names.insert(name) {
+                return Err(planned(format!("`{name}` occurs twice")));
+            }
+            let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+            let end = count
+                .and_then(|n| n.checked_mul(4))
+                .and_then(|bytes| offset.checked_add(bytes));
+            let (Some(count), Some(end)) = (count, end) else {
+                return Err(planned(format!("`{name}` of shape {shape:?} has too many elements")));
+            };
+            let info = TensorInfo {
+                dtype: Dtype::F32,
+                shape: shape.clone(),
+                data_offsets: (offset, end),
+            };
+            infos.push((name.clone(), info));
+            plan.push((name.clone(), count));
+            offset = end;
+        }
+        // What Hugging Face's loaders ask for.
+        let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let metadata = Metadata::new(Some(about), infos).map_err(|e| planned(e.to_string()))?;
+        let mut header = serde_json::to_vec(&metadata).map_err(|e| planned(e.to_string()))?;
+        // Spaces up to a multiple of 8 align the data.
+        header.resize(header.len().next_multiple_of(8), b' ');
+
+        let mut file = HashedFile::create(path)?;
+        file.write(&(header.len() as u64).to_le_bytes())?;
+        file.write(&header)?;
+        plan.reverse();
+        Ok(TensorWriter {
+            file,
+            plan,
+            done: 0,
+            block: Vec::with_capacity(4 * BLOCK),
+        })
+    }
+
+    /// Appends values to the tensor `name`: all of them, or its next part.
+    ///
+    /// # Errors
+    /// A name out of turn, more values than announced, or a file that cannot be written.
+    pub fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        self.skip_empty(name);
+        let Some((expected, count)) = self.plan.last() else {
+            return Err(self.out_of_order(format!("`{name}` follows the last tensor")));
+        };
+        if expected != name {
+            let reason = format!(
+                "`{name}` comes where `{expected}` should, of which {} of {count} are written",
+                self.done
+            );
+            return Err(self.out_of_order(reason));
+        }
+        let total = self.done + values.len();
+        if total > *count {
+            return Err(self.out_of_order(format!("`{name}` gets {total} values, but was announced with {count}")));
+        }
+        let finished = total == *count;
+        for part in values.chunks(BLOCK) {
+            self.block.clear();
+            self.block.extend(part.iter().flat_map(|v| v.to_le_bytes()));
+            self.file.write(&self.block)?;
+        }
+        self.done = total;
+        if finished {
+            self.plan.pop();
+            self.done = 0;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything is on the disk.
+    ///
+    /// # Errors
+    /// Tensors that were announced and not written, or a disk that fails.
+    pub fn finish(mut self) -> Result<Written> {
+        self.skip_empty("");
+        if let Some((name, count)) = self.plan.last() {
+            let left = self.plan.len();
+            let reason = format!(
+                "{left} tensors are missing, the first one `{name}` after {} of {count} values",
+                self.done
+            );
+            return Err(self.out_of_order(reason));
+        }
+        self.file.finish()
+    }
+
+    /// The file being written.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Tensors without elements need not be written, except that `name` may be.
+    fn skip_empty(&mut self, name: &str) {
+        while self
+            .plan
+            .last()
+            .is_some_and(|(next, count)| *count == 0 && next != name)
+        {
+            self.plan.pop();
+        }
+    }
+
+    fn out_of_order(&self, reason: String) -> CheckpointError {
+        let path = self.file.path().to_owned();
+        CheckpointError::Plan { path, reason }
+    }
+}

@@ -1,0 +1,278 @@
+//! What is contradictory or out of range, a rule a statement: the key it is reported at, and what would be right.
+
+use super::error::ConfigError;
+use super::names::nearest_of;
+use super::schema::{AdamW, Config, ExpertVariant, PaligemmaVariant, Part};
+use crate::data::transforms::ALOHA_DIM;
+use crate::model::dims::PATCH;
+
+impl Config {
+    /// Whether the values make sense, alone and together. [`Config::load`] has done this; it is needed after
+    /// [`Config::set`] and after changing fields.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for the first rule that is broken, with the place where the key was written.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut rules = Rules::default();
+        self.run(&mut rules);
+        self.network(&mut rules);
+        self.critics(&mut rules);
+        self.actor(&mut rules);
+        self.optimizers(&mut rules);
+        self.dataset(&mut rules);
+        match rules.broken {
+            None => Ok(()),
+            Some((key, reason)) => Err(ConfigError::Value {
+                place: self.origins.of(&key),
+                key,
+                reason,
+            }),
+        }
+    }
+
+    fn run(&self, r: &mut Rules) {
+        let (batch, parts) = (self.batch_size, self.accumulation());
+        let plain = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+        let a_folder = !self.name.is_empty() && !self.name.starts_with('.') && self.name.chars().all(plain);
+        r.forbid(!a_folder, "name", || {
+            format!("{:?} names a folder: use letters, digits, `-`, `_`, `.`", self.name)
+        });
+        r.at_least_one("batch_size", batch);
+        r.at_least_one("acrlpd.gradient_accumulation_steps", parts);
+        r.forbid(parts > 0 && !batch.is_multiple_of(parts), "batch_size", || {
+            let fix = "make it a multiple of acrlpd.gradient_accumulation_steps";
+            format!("{batch} samples do not divide into {parts} micro-batches; {fix}")
+        });
+        r.at_least_one("num_train_steps", self.num_train_steps);
+        r.at_least_one("log_interval", self.log_interval);
+        r.forbid(self.save_interval == 0, "save_interval", || {
+            "it must be at least 1; set it to num_train_steps to save at the end only".into()
+        });
+        r.at_least_one("keep_checkpoints", self.keep_checkpoints);
+        r.forbid(self.seed > i64::MAX as u64, "seed", || {
+            "it must be below 2^63, the largest number of TOML".into()
+        });
+    }
+
+    fn network(&self, r: &mut Rules) {
+        let (m, dims) = (&self.model, self.pi0_dims());
+        r.forbid(
+            m.image_size == 0 || !m.image_size.is_multiple_of(PATCH),
+            "model.image_size",
+            || {
+                let fix = "use 224 (π₀'s), or another multiple of 14";
+                format!("{} pixels do not divide into patches of {PATCH}; {fix}", m.image_size)
+            },
+        );
+        r.at_least_one("model.action_horizon", m.action_horizon);
+        r.at_least_one("model.action_dim", m.action_dim);
+        r.at_least_one("model.max_token_len", dims.max_token_len);
+        let (vlm, expert) = (m.paligemma_variant, m.action_expert_variant);
+        let mixed = (vlm == PaligemmaVariant::Tiny) != (expert == ExpertVariant::Tiny);
+        r.forbid(mixed, "model.action_expert_variant", || {
+            let why = format!("which has other layers than model.paligemma_variant `{vlm}`");
+            format!("`{expert}` cannot be used, {why}; make both `tiny` or neither")
+        });
+        for (key, size) in m.dims.sizes() {
+            r.at_least_one(key, size.unwrap_or(1));
+        }
+        let repeated = dims
+            .cameras
+            .iter()
+            .enumerate()
+            .any(|(i, camera)| dims.cameras[..i].contains(camera));
+        r.forbid(repeated, "model.dims.cameras", || {
+            "it names a camera twice; keep one".into()
+        });
+        let problem = dims.problem();
+        r.forbid(problem.is_some(), "model.dims", || problem.unwrap_or_default());
+    }
+
+    fn critics(&self, r: &mut Rules) {
+        let (a, q, h) = (&self.acrlpd, &self.qchunking, self.model.action_horizon);
+        let length = a.chunk_length.unwrap_or(h);
+        r.forbid(length != h, "acrlpd.chunk_length", || {
+            let fix = "make them equal, or leave it out";
+            format!("{length} steps differ from model.action_horizon = {h}, the chunk that the model predicts; {fix}")
+        });
+        r.forbid(
+            !(f64::MIN_POSITIVE..=1.0).contains(&a.discount),
+            "acrlpd.discount",
+            || format!("{} is not in (0, 1]", a.discount),
+        );
+        r.share("acrlpd.target_update_rate", a.target_update_rate);
+        r.at_least_one("acrlpd.num_critics", a.num_critics);
+        let no_layers = a.critic_hidden_dims.is_empty() || a.critic_hidden_dims.contains(&0);
+        r.forbid(no_layers, "acrlpd.critic_hidden_dims", || {
+            "it must list at least one layer, each at least 1 wide".into()
+        });
+        r.positive("acrlpd.huber_delta", a.huber_delta);
+        r.not_negative("acrlpd.critic_loss_weight", a.critic_loss_weight);
+        r.below_one("critic.dropout_rate", self.critic.dropout_rate, "0 turns dropout off");
+        r.at_least_one("qchunking.action_dim", q.action_dim);
+        r.forbid(q.action_dim > self.model.action_dim, "qchunking.action_dim", || {
+            let (real, width) = (q.action_dim, self.model.action_dim);
+            format!(
+                "the robot's {real} coordinates do not fit into model.action_dim = {width}; it must be at most that"
+            )
+        });
+        r.finite("qchunking.reward_scale", q.reward_scale);
+        r.finite("qchunking.terminal_reward", q.terminal_reward);
+    }
+
+    fn actor(&self, r: &mut Rules) {
+        let a = &self.acrlpd;
+        r.not_negative("acrlpd.actor_loss_weight", a.actor_loss_weight);
+        r.not_negative("acrlpd.bc_loss_weight", a.bc_loss_weight);
+        r.at_least_one("acrlpd.actor_update_freq", a.actor_update_freq);
+        r.forbid(a.num_action_samples == 0, "acrlpd.num_action_samples", || {
+            "it must be at least 1: the best of no candidates has no value".into()
+        });
+        r.positive("acrlpd.action_sampling_temperature", a.action_sampling_temperature);
+        r.at_least_one("acrlpd.diffusion_steps", a.diffusion_steps);
+        let repeated = a
+            .freeze
+            .iter()
+            .enumerate()
+            .find(|(i, part)| a.freeze[..*i].contains(part));
+        r.forbid(repeated.is_some(), "acrlpd.freeze", || {
+            let part = repeated.map_or(Part::Vision, |(_, part)| *part);
+            format!("it names `{part}` twice; keep one")
+        });
+        let fixed = a.freeze.contains(&Part::Vision) && a.freeze.contains(&Part::Language);
+        r.forbid(a.feature_grad && fixed, "acrlpd.feature_grad", || {
+            let why = "it trains vision and prompt embedding through the critics' features";
+            format!("{why}, but acrlpd.freeze holds both fixed; set it to false, or thaw one")
+        });
+        r.below_one(
+            "acrlpd.pi0_ema_decay",
+            a.pi0_ema_decay,
+            "set acrlpd.use_ema = false to keep no average",
+        );
+        r.positive("acrlpd.target_entropy_multiplier", a.target_entropy_multiplier);
+        r.not_negative("acrlpd.temperature_lr", a.temperature_lr);
+        let no_spread = a.use_adaptive_temperature && a.num_action_samples == 1;
+        r.forbid(no_spread, "acrlpd.use_adaptive_temperature", || {
+            let why = "the entropy is the candidates' variance, and acrlpd.num_action_samples = 1 has none";
+            format!("{why}; set it to false, or draw more candidates")
+        });
+        r.share("acrlpd.positive_batch_ratio", a.positive_batch_ratio);
+    }
+
+    fn optimizers(&self, r: &mut Rules) {
+        let a = &self.acrlpd;
+        r.positive("acrlpd.max_grad_norm", a.max_grad_norm);
+        r.not_negative("acrlpd.actor_lr", a.actor_lr);
+        r.not_negative("acrlpd.critic_lr", a.critic_lr);
+        for (group, o) in [("actor", &self.optimizer.actor), ("critic", &self.optimizer.critic)] {
+            let AdamW {
+                warmup_steps: warmup,
+                decay_steps: decay,
+                ..
+            } = *o;
+            let key = |field: &str| format!("optimizer.{group}.{field}");
+            r.below_one(key("b1"), o.b1, "0.9 is usual");
+            r.below_one(key("b2"), o.b2, "0.95 is usual");
+            r.positive(key("eps"), o.eps);
+            r.not_negative(key("weight_decay"), o.weight_decay);
+            r.share(key("lr_min_factor"), o.lr_min_factor);
+            r.forbid(decay <= warmup, key("decay_steps"), || {
+                let fix = format!("make it greater than {}", key("warmup_steps"));
+                format!("the decay would end at step {decay}, before the warm-up of {warmup} steps has; {fix}")
+            });
+        }
+    }
+
+    fn dataset(&self, r: &mut Rules) {
+        let (d, cameras, real) = (&self.data, self.pi0_dims().cameras, self.qchunking.action_dim);
+        let list = || cameras.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", ");
+        for name in d.cameras.keys() {
+            r.forbid(!cameras.contains(name), "data.cameras", || {
+                match nearest_of(name, cameras.iter().map(String::as_str)) {
+                    Some(near) => format!("the model has no camera `{name}`; did you mean `{near}`?"),
+                    None => format!("the model has no camera `{name}`; it has {}", list()),
+                }
+            });
+        }
+        r.forbid(d.cameras.is_empty(), "data.cameras", || {
+            format!(
+                "the model would see nothing; give the dataset feature of at least one of {}",
+                list()
+            )
+        });
+        let blank = d.default_prompt.as_ref().is_some_and(|text| text.trim().is_empty());
+        r.forbid(blank, "data.default_prompt", || {
+            "it is empty; write what the robot shall do, or leave it out and set data.prompt_from_task = true".into()
+        });
+        r.forbid(
+            !d.prompt_from_task && d.default_prompt.is_none(),
+            "data.default_prompt",
+            || "there is no prompt; give one, or set data.prompt_from_task = true".into(),
+        );
+        r.forbid(d.adapt_to_pi && real != ALOHA_DIM, "data.adapt_to_pi", || {
+            format!("it converts ALOHA's {ALOHA_DIM} coordinates, but qchunking.action_dim is {real}; set it to false")
+        });
+        for (key, feature) in [("data.state_key", &d.state_key), ("data.action_key", &d.action_key)] {
+            r.forbid(feature.is_empty(), key, || {
+                "it must name a feature of the dataset".into()
+            });
+        }
+        r.at_least_one("data.loader_threads", d.loader_threads);
+        r.at_least_one("data.queue_depth", d.queue_depth);
+        r.below_one(
+            "data.eval_fraction",
+            d.eval_fraction,
+            "some episodes must remain to train on",
+        );
+        r.forbid(
+            self.eval_interval > 0 && d.eval_fraction == 0.0,
+            "data.eval_fraction",
+            || {
+                "with 0 no episode is left to evaluate on; set eval_interval = 0, or hold out a share of the episodes"
+                    .into()
+            },
+        );
+    }
+}
+
+/// The first broken rule: its key, and what would be right.
+#[derive(Default)]
+struct Rules {
+    broken: Option<(String, String)>,
+}
+
+impl Rules {
+    fn forbid(&mut self, broken: bool, key: impl Into<String>, fix: impl FnOnce() -> String) {
+        if broken && self.broken.is_none() {
+            self.broken = Some((key.into(), fix()));
+        }
+    }
+
+    fn at_least_one<N: Default + PartialEq>(&mut self, key: &str, n: N) {
+        self.forbid(n == N::default(), key, || "it must be at least 1".into());
+    }
+
+    fn share(&mut self, key: impl Into<String>, x: f64) {
+        self.forbid(!(0.0..=1.0).contains(&x), key, || format!("{x} is not in [0, 1]"));
+    }
+
+    fn below_one(&mut self, key: impl Into<String>, x: f64, fix: &str) {
+        self.forbid(!(0.0..1.0).contains(&x), key, || format!("{x} is not in [0, 1); {fix}"));
+    }
+
+    fn positive(&mut self, key: impl Into<String>, x: f64) {
+        self.forbid(!(x.is_finite() && x > 0.0), key, || {
+            format!("{x} is not a number above 0")
+        });
+    }
+
+    fn not_negative(&mut self, key: impl Into<String>, x: f64) {
+        self.forbid(!(x.is_finite() && x >= 0.0), key, || {
+            format!("{x} is not a number of at least 0")
+        });
+    }
+
+    fn finite(&mut self, key: impl Into<String>, x: f64) {
+        self.forbid(!x.is_finite(), key, || format!("{x} is not a finite number"));
+    }
+}
