@@ -7,7 +7,7 @@ use super::schedule::Schedule;
 use super::schema::{AdamW, Config, DimsOverride, ExpertVariant, PaligemmaVariant, QAggregation};
 use crate::data::transforms::{ALOHA_DIM, aloha_delta_mask};
 use crate::data::{CameraSpec, DataSpec, NormKind, PromptSource};
-use crate::model::dims::{CAMERAS, CriticDims, Pi0Dims, StackDims};
+use crate::model::dims::{CAMERAS, CriticDims, PATCH, Pi0Dims, StackDims};
 
 /// Rows of the shipped tokenizer, `assets/tokenizer/tiny_paligemma.model`.
 const TINY_VOCAB: usize = 600;
@@ -200,6 +200,7 @@ impl DimsOverride {
 /// The sizes of the golden fixtures' π₀ with the vocabulary of the shipped tokenizer.
 fn tiny(action_horizon: usize, pi05: bool) -> Pi0Dims {
     Pi0Dims {
+        patch: PATCH,
         image_size: 56,
         vision: StackDims { width: 32, mlp: 96 },
         vision_depth: 2,

@@ -46,6 +46,13 @@ pub struct Modulations {
     pub last: Tensor,
 }
 
+impl Modulations {
+    /// The condition `[G, E]` that the norms' maps read.
+    pub fn condition(&self) -> &Tensor {
+        &self.cond
+    }
+}
+
 impl FlowTimes {
     /// Lines for these times.
     pub fn new(gpu: &Gpu, net: &Net<'_>, times: &[f64]) -> FlowTimes {

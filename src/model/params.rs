@@ -310,10 +310,15 @@ impl ParamStore {
     /// Memory set to zero.
     pub fn zeros(gpu: &Gpu, placement: Arc<Placement>, dtype: DType, scope: Scope) -> ParamStore {
         let store = ParamStore::new(gpu, placement, dtype, scope);
-        for page in &store.pages {
+        store.clear(gpu);
+        store
+    }
+
+    /// Sets everything to zero.
+    pub fn clear(&self, gpu: &Gpu) {
+        for page in &self.pages {
             crate::ops::fill::zero(gpu, page);
         }
-        store
     }
 
     /// Where everything lies.

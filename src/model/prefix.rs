@@ -104,6 +104,14 @@ impl Tape {
             None => self.last.as_ref().map(|(x, state)| (x, state.as_ref())),
         }
     }
+
+    /// The embedded state tokens.
+    pub fn state(&self) -> Option<&Tensor> {
+        match self.layers.first()? {
+            LayerTape::Whole { state, .. } => state.as_ref().map(|s| &s.x),
+            LayerTape::KeysOnly { state, .. } => state.as_ref(),
+        }
+    }
 }
 
 /// The outcome of a prefix pass; keys and values are in the cache.

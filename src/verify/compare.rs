@@ -14,8 +14,9 @@ pub enum Kind {
     Gradient,
     /// Zero in exact arithmetic: at most this much, absolute.
     Zero(f64),
-    /// Relative L2 distance of an update.
-    Update(f64),
+    /// Relative L2 distance of an update: at most `relative`, and what storing the weights in f32 loses (`rounding`,
+    /// an L2 norm): it outweighs updates by weight decay alone.
+    Update { relative: f64, rounding: f64 },
     /// Every element within this much, absolute.
     Absolute(f64),
     /// Bit for bit.
@@ -23,11 +24,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn tolerance(self) -> f64 {
+    fn tolerance(self, want: &[f32]) -> f64 {
         match self {
             Kind::Forward => 1e-4,
             Kind::Gradient => 5e-4,
-            Kind::Zero(t) | Kind::Update(t) | Kind::Absolute(t) => t,
+            Kind::Zero(t) | Kind::Absolute(t) => t,
+            Kind::Update { relative, rounding } => relative + rounding / norm(want),
             Kind::Exact => 0.0,
         }
     }
@@ -72,11 +74,15 @@ impl Report {
 
     /// Adds a comparison.
     pub(crate) fn compare(&mut self, tensor: impl Into<String>, kind: Kind, got: &[f32], want: &[f32]) {
-        let tolerance = kind.tolerance();
+        let tolerance = kind.tolerance(want);
         let error = if got.len() == want.len() { error(kind, got, want) } else { f64::INFINITY };
         let passed = error <= tolerance;
         self.rows.push(Row { tensor: tensor.into(), kind, error, tolerance, elements: want.len(), passed });
     }
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt().max(1e-150)
 }
 
 fn error(kind: Kind, got: &[f32], want: &[f32]) -> f64 {
@@ -98,10 +104,9 @@ fn error(kind: Kind, got: &[f32], want: &[f32]) -> f64 {
         }
         Kind::Zero(_) => largest(Box::new(pairs().map(|(g, _)| g.abs()))),
         Kind::Absolute(_) => largest(Box::new(pairs().map(|(g, w)| (g - w).abs()))),
-        Kind::Update(_) => {
+        Kind::Update { .. } => {
             let distance: f64 = pairs().map(|(g, w)| (g - w).powi(2)).sum();
-            let size: f64 = pairs().map(|(_, w)| w * w).sum();
-            let relative = (distance / size.max(1e-300)).sqrt();
+            let relative = distance.sqrt() / norm(want);
             if relative.is_nan() { f64::INFINITY } else { relative }
         }
         Kind::Forward | Kind::Gradient => {
@@ -145,7 +150,10 @@ mod tests {
         assert!(row(Kind::Gradient, &[1.0, 0.0004], &[1.0, 0.0]));
         assert!(!row(Kind::Forward, &[f32::NAN, 0.0], &[1.0, 0.0]));
         assert!(!row(Kind::Forward, &[1.0], &[1.0, 0.0]), "missing elements");
-        assert!(!row(Kind::Update(1e-3), &[f32::NAN], &[1.0]));
+        let update = |rounding| Kind::Update { relative: 1e-3, rounding };
+        assert!(!row(update(0.0), &[f32::NAN], &[1.0]));
+        assert!(row(update(0.0), &[1.0009], &[1.0]) && !row(update(0.0), &[1.0011], &[1.0]));
+        assert!(row(update(1e-8), &[1.2e-7], &[1.1e-7]) && !row(update(1e-8), &[1.3e-7], &[1.1e-7]));
         assert!(!row(Kind::Zero(1e-6), &[f32::NAN], &[0.0]));
         assert!(row(Kind::Forward, &[0.0], &[0.0]) && !row(Kind::Forward, &[1e-3], &[0.0]));
         assert!(row(Kind::Exact, &[0.5], &[0.5]) && !row(Kind::Exact, &[0.5], &[0.50000006]));

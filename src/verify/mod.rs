@@ -8,7 +8,11 @@ mod compare;
 mod critic;
 mod data_ops;
 mod fixture;
+mod inputs;
 mod ops;
+mod policy;
+mod training;
+mod trajectory;
 
 use std::path::{Path, PathBuf};
 
@@ -48,6 +52,8 @@ pub fn run(gpu: &Gpu, group: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Rep
     match () {
         () if has("ops") => ops::run(gpu, &fixture, wanted, &mut report)?,
         () if has("groups") => data_ops::run(&fixture, wanted, &mut report)?,
+        () if has("dims") && has("hyper") => training::run(gpu, &fixture, wanted, &mut report)?,
+        () if has("dims") => policy::run(gpu, &fixture, wanted, &mut report)?,
         () => {
             return Err(VerifyError::Format {
                 group: fixture.name.clone(),
