@@ -13,12 +13,21 @@ fn device() -> Gpu {
 
 /// The kernels of a GPU: rows shared by teams of units, shared memory instead of register broadcasts.
 fn gpu_kernels() -> Gpu {
-    device().with_caps(|c| Caps { software: false, plane: None, ..c })
+    device().with_caps(|c| Caps {
+        software: false,
+        plane: None,
+        ..c
+    })
 }
 
 /// The kernels of the plainest device: no planes, no 64-bit words.
 fn portable_kernels() -> Gpu {
-    device().with_caps(|c| Caps { plane: None, wide_loads: false, max_shared_bytes: 1024, ..c })
+    device().with_caps(|c| Caps {
+        plane: None,
+        wide_loads: false,
+        max_shared_bytes: 1024,
+        ..c
+    })
 }
 
 /// Checks a group; `least` rows must have been compared.

@@ -105,7 +105,11 @@ impl Gpu {
     /// The same device under other capabilities: runs the kernels of another class of device, or proves that large
     /// operands are cut. Claiming what the device does not have makes launches fail.
     pub fn with_caps(&self, change: impl FnOnce(Caps) -> Caps) -> Gpu {
-        Gpu::new(self.0.backend.share(), change(self.0.caps.clone()), self.0.fault.clone())
+        Gpu::new(
+            self.0.backend.share(),
+            change(self.0.caps.clone()),
+            self.0.fault.clone(),
+        )
     }
 
     /// What the device can do.

@@ -114,7 +114,11 @@ impl Groups<'_> {
     }
 
     fn norm(&mut self, adaptive: bool) -> Norm {
-        if adaptive { Norm::Adaptive(self.linear()) } else { Norm::Plain(self.one()) }
+        if adaptive {
+            Norm::Adaptive(self.linear())
+        } else {
+            Norm::Plain(self.one())
+        }
     }
 }
 
@@ -126,7 +130,14 @@ impl Pi0Params {
         let gemma = |unit: usize, adaptive: bool| {
             let mut g = open(unit);
             let (norm1, qkv, out) = (g.norm(adaptive), g.one(), g.one());
-            GemmaBlock { norm1, qkv, out, norm2: g.norm(adaptive), gate_up: g.one(), down: g.one() }
+            GemmaBlock {
+                norm1,
+                qkv,
+                out,
+                norm2: g.norm(adaptive),
+                gate_up: g.one(),
+                down: g.one(),
+            }
         };
         let mut patches = open(units.patches());
         let mut projector = open(units.projector());
@@ -192,7 +203,10 @@ impl CriticParams {
             layers: (0..d.hidden.len())
                 .map(|i| {
                     let mut g = open(i);
-                    CriticLayer { linear: g.linear(), norm: g.linear() }
+                    CriticLayer {
+                        linear: g.linear(),
+                        norm: g.linear(),
+                    }
                 })
                 .collect(),
             out: open(d.hidden.len()).linear(),

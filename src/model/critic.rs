@@ -18,9 +18,12 @@ use crate::ops::layer_norm::{self, LayerNorm};
 /// `half [E, B, h]` from `features [B, F + real]`: the observation's part of the first layer, with its bias.
 pub fn observe(gpu: &Gpu, p: &CriticParams, d: &CriticDims, features: &Tensor, half: &Tensor) {
     let first = &p.layers[0];
-    gemm::nt(Mat::from(features).repeat(d.critics), Mat::from(&first.linear.0).columns(0, d.observation()))
-        .bias(&first.linear.1)
-        .to(gpu, half);
+    gemm::nt(
+        Mat::from(features).repeat(d.critics),
+        Mat::from(&first.linear.0).columns(0, d.observation()),
+    )
+    .bias(&first.linear.1)
+    .to(gpu, half);
 }
 
 /// `flat [R, H·real]` from `actions [R, H, A]`: the coordinates the robot has, step by step.
@@ -73,7 +76,11 @@ pub fn forward(
     q: &Tensor,
 ) -> Tape {
     let (e, r) = (d.critics, rows.actions.dim(0));
-    let mut tape = Tape { rows: r, pre: Vec::new(), hidden: Vec::new() };
+    let mut tape = Tape {
+        rows: r,
+        pre: Vec::new(),
+        hidden: Vec::new(),
+    };
     for (i, layer) in p.layers.iter().enumerate() {
         let h = layer.norm.0.dim(1);
         let (pre, hidden) = (gpu.f32([e, r, h]), gpu.f32([e, r, h]));
@@ -135,7 +142,14 @@ pub fn backward(
     let grads = wanted.params.map(|(g, _)| g);
     if let Some(g) = grads {
         gemm::tn(&dq, &tape.hidden[last]).add_to(gpu, &g.out.0);
-        column_sum::accumulate_even(gpu, Term::Plain { dy: &dq.view([e * r, 1]) }, e, &g.out.1);
+        column_sum::accumulate_even(
+            gpu,
+            Term::Plain {
+                dy: &dq.view([e * r, 1]),
+            },
+            e,
+            &g.out.1,
+        );
     }
     let mut dhidden = gpu.f32(tape.hidden[last].shape());
     gemm::nn(&dq, &p.out.0).to(gpu, &dhidden);
@@ -179,6 +193,12 @@ fn backward_first(gpu: &Gpu, p: &CriticParams, d: &CriticDims, rows: Rows<'_>, d
         let each = gpu.f32([e, r, width]);
         gemm::nn(dpre, half).to(gpu, &each);
         fill::zero(gpu, out);
-        column_sum::accumulate(gpu, Term::Plain { dy: &each.view([e, r * width]) }, &out.view([r * width]));
+        column_sum::accumulate(
+            gpu,
+            Term::Plain {
+                dy: &each.view([e, r * width]),
+            },
+            &out.view([r * width]),
+        );
     }
 }

@@ -63,25 +63,43 @@ impl FlowTimes {
             TimeKind::Modulation(modulations(gpu, net, heads, &embedding))
         } else {
             let row = gpu.f32([g, e]);
-            gemm::nt(&embedding, time_half(&heads.time_in.0, e)).bias(&heads.time_in.1).to(gpu, &row);
+            gemm::nt(&embedding, time_half(&heads.time_in.0, e))
+                .bias(&heads.time_in.1)
+                .to(gpu, &row);
             TimeKind::Row(row)
         };
-        FlowTimes { len: g, embedding, kind }
+        FlowTimes {
+            len: g,
+            embedding,
+            kind,
+        }
     }
 
     /// The added row (π₀).
     pub fn row(&self) -> Option<&Tensor> {
-        if let TimeKind::Row(row) = &self.kind { Some(row) } else { None }
+        if let TimeKind::Row(row) = &self.kind {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     /// The modulation of expert block `l` (π₀.₅).
     pub fn block(&self, l: usize) -> Option<&BlockModulation> {
-        if let TimeKind::Modulation(m) = &self.kind { Some(&m.blocks[l]) } else { None }
+        if let TimeKind::Modulation(m) = &self.kind {
+            Some(&m.blocks[l])
+        } else {
+            None
+        }
     }
 
     /// The modulation of the expert's final norm (π₀.₅).
     pub fn last(&self) -> Option<&Tensor> {
-        if let TimeKind::Modulation(m) = &self.kind { Some(&m.last) } else { None }
+        if let TimeKind::Modulation(m) = &self.kind {
+            Some(&m.last)
+        } else {
+            None
+        }
     }
 
     /// Gradients of the π₀ time half: from the gradient of the rows `[G, E]`.
@@ -137,13 +155,25 @@ fn modulations(gpu: &Gpu, net: &Net<'_>, heads: &ActionHeads, embedding: &Tensor
     layer(embedding, &heads.time_in, &pre1, &hidden);
     layer(&hidden, &heads.time_out, &pre2, &cond);
     let table = |norm: &Norm| {
-        let Norm::Adaptive((weight, bias)) = norm else { unreachable!("the expert of π₀.₅ has adaptive norms") };
+        let Norm::Adaptive((weight, bias)) = norm else {
+            unreachable!("the expert of π₀.₅ has adaptive norms")
+        };
         let table = gpu.f32([cond.dim(0), weight.dim(0)]);
         gemm::nt(&cond, weight).bias(bias).to(gpu, &table);
         table
     };
-    let block = |b: &GemmaBlock| BlockModulation { norm1: table(&b.norm1), norm2: table(&b.norm2) };
+    let block = |b: &GemmaBlock| BlockModulation {
+        norm1: table(&b.norm1),
+        norm2: table(&b.norm2),
+    };
     let blocks = net.params.expert.iter().map(block).collect();
     let last = table(&net.params.expert_norm);
-    Modulations { pre1, hidden, pre2, cond, blocks, last }
+    Modulations {
+        pre1,
+        hidden,
+        pre2,
+        cond,
+        blocks,
+        last,
+    }
 }

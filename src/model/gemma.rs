@@ -35,10 +35,16 @@ pub struct Modulated<'a> {
 fn norms<'a>(p: &'a GemmaBlock, time: Option<Modulated<'a>>) -> (Modulation<'a>, Modulation<'a>) {
     let one = |norm: &'a Norm, table: Option<&'a Tensor>| match (norm, time, table) {
         (Norm::Plain(scale), _, _) => Modulation::Plain(scale),
-        (Norm::Adaptive(_), Some(t), Some(table)) => Modulation::Adaptive { table, groups: t.groups },
+        (Norm::Adaptive(_), Some(t), Some(table)) => Modulation::Adaptive {
+            table,
+            groups: t.groups,
+        },
         _ => panic!("an adaptive block needs its modulation"),
     };
-    (one(&p.norm1, time.map(|t| &t.block.norm1)), one(&p.norm2, time.map(|t| &t.block.norm2)))
+    (
+        one(&p.norm1, time.map(|t| &t.block.norm1)),
+        one(&p.norm2, time.map(|t| &t.block.norm2)),
+    )
 }
 
 /// What a block keeps for backward, all `[M, ·]`.
@@ -117,7 +123,11 @@ pub fn finish(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor
             None
         }
     };
-    Finished { middle, gate_up, branches }
+    Finished {
+        middle,
+        gate_up,
+        branches,
+    }
 }
 
 impl BlockTape {
@@ -207,8 +217,14 @@ pub fn backward_out(
     let groups = time.map(|t| t.groups.rows(range.clone()));
     let time = time.zip(groups.as_ref()).map(|(t, groups)| Modulated { groups, ..t });
     let at_branch = |dout: &Tensor, which: usize| -> Tensor {
-        let (Some(t), Some((mlp, attention))) = (time, &g.gated) else { return dout.clone() };
-        let (table, to) = if which == 2 { (&t.block.norm2, rows(mlp)) } else { (&t.block.norm1, rows(attention)) };
+        let (Some(t), Some((mlp, attention))) = (time, &g.gated) else {
+            return dout.clone();
+        };
+        let (table, to) = if which == 2 {
+            (&t.block.norm2, rows(mlp))
+        } else {
+            (&t.block.norm1, rows(attention))
+        };
         gated_residual::backward(gpu, dout, table, t.groups, &to);
         to
     };
@@ -282,7 +298,10 @@ pub fn backward_params(
 ) -> Option<BlockModulation> {
     let modulated = time.map(|t| t.0);
     let (norm1, norm2) = norms(p, modulated);
-    let (mlp, attention) = g.gated.as_ref().map_or((&g.dy, &g.dmiddle), |(mlp, attention)| (mlp, attention));
+    let (mlp, attention) = g
+        .gated
+        .as_ref()
+        .map_or((&g.dy, &g.dmiddle), |(mlp, attention)| (mlp, attention));
     let act = gpu.alloc(tape.x.dtype(), [tape.x.dim(0), p.down.dim(1)]);
     geglu::forward(gpu, tape.gate_up(), &act);
     gemm::tn(mlp, &act).add_to(gpu, &grads.down);

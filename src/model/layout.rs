@@ -40,7 +40,11 @@ impl ObservationMasks {
     /// Pictures that are there, in order: (sample, camera).
     pub fn pictures(&self) -> Vec<(usize, usize)> {
         let present = |(b, cams): (usize, &Vec<bool>)| {
-            cams.iter().enumerate().filter(|(_, on)| **on).map(move |(c, _)| (b, c)).collect::<Vec<_>>()
+            cams.iter()
+                .enumerate()
+                .filter(|(_, on)| **on)
+                .map(move |(c, _)| (b, c))
+                .collect::<Vec<_>>()
         };
         self.cameras.iter().enumerate().flat_map(present).collect()
     }
@@ -104,7 +108,10 @@ impl PrefixLayout {
                 row += 1;
             }
             samples.push((first, row - first));
-            cached.push(CachedRun { row0: line, rows: row - first + state });
+            cached.push(CachedRun {
+                row0: line,
+                rows: row - first + state,
+            });
             line += row - first + state;
         }
         let (rows, states) = (row, b * state);
@@ -118,20 +125,40 @@ impl PrefixLayout {
             }
             let mut seen_by = vec![(first, len)];
             let (k_row0, k_rows) = (run.row0, len);
-            sequences.push(Sequence { q_row0: first, q_rows: len, k_row0, k_rows, ..Default::default() });
+            sequences.push(Sequence {
+                q_row0: first,
+                q_rows: len,
+                k_row0,
+                k_rows,
+                ..Default::default()
+            });
             if state > 0 {
                 let q_row0 = rows + i;
                 positions[q_row0] = len as u32;
                 lines[q_row0] = (run.row0 + len) as u32;
                 seen_by.push((q_row0, 1));
-                let s = Sequence { q_row0, q_rows: 1, k_row0, k_rows: len + 1, ..Default::default() };
+                let s = Sequence {
+                    q_row0,
+                    q_rows: 1,
+                    k_row0,
+                    k_rows: len + 1,
+                    ..Default::default()
+                };
                 sequences.push(s);
                 state_sequences.push(s);
-                let own = KeyRun { k_row0: run.row0 + len, k_rows: 1, queries: vec![(q_row0, 1)] };
+                let own = KeyRun {
+                    k_row0: run.row0 + len,
+                    k_rows: 1,
+                    queries: vec![(q_row0, 1)],
+                };
                 runs.push(own.clone());
                 state_runs.push(own);
             }
-            runs.push(KeyRun { k_row0, k_rows, queries: seen_by });
+            runs.push(KeyRun {
+                k_row0,
+                k_rows,
+                queries: seen_by,
+            });
         }
         let column = |f: fn(&(usize, usize)) -> usize| -> Vec<u32> { samples.iter().map(|s| f(s) as u32).collect() };
         PrefixLayout {
@@ -157,6 +184,9 @@ impl PrefixLayout {
 
     /// Rows of each sample, for pooling.
     pub fn pool(&self) -> Runs<'_> {
-        Runs { starts: &self.starts, lens: &self.lens }
+        Runs {
+            starts: &self.starts,
+            lens: &self.lens,
+        }
     }
 }

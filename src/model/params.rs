@@ -213,7 +213,12 @@ impl Placement {
                             pages.push(0);
                         }
                         let page = pages.len() - 1;
-                        of_group.push(Part { page, offset: pages[page], first_row, rows });
+                        of_group.push(Part {
+                            page,
+                            offset: pages[page],
+                            first_row,
+                            rows,
+                        });
                         pages[page] += len;
                     }
                     of_unit.push(of_group);
@@ -227,7 +232,12 @@ impl Placement {
         if pages.last() == Some(&0) {
             pages.pop();
         }
-        Placement { table, pages, learning, parts }
+        Placement {
+            table,
+            pages,
+            learning,
+            parts,
+        }
     }
 
     /// The names and shapes.
@@ -300,11 +310,22 @@ pub enum Scope {
 impl ParamStore {
     /// Uninitialised memory on the device.
     pub fn new(gpu: &Gpu, placement: Arc<Placement>, dtype: DType, scope: Scope) -> ParamStore {
-        let held = if scope == Scope::All { placement.pages.len() } else { placement.learning };
+        let held = if scope == Scope::All {
+            placement.pages.len()
+        } else {
+            placement.learning
+        };
         let pages = placement.pages.iter().take(held);
-        let pages = pages.map(|&len| gpu.alloc_in(gpu.states(), dtype, [len.max(1)])).collect();
+        let pages = pages
+            .map(|&len| gpu.alloc_in(gpu.states(), dtype, [len.max(1)]))
+            .collect();
         let absent = gpu.alloc_in(gpu.states(), dtype, [0]);
-        ParamStore { placement, pages, dtype, absent }
+        ParamStore {
+            placement,
+            pages,
+            dtype,
+            absent,
+        }
     }
 
     /// Memory set to zero.
@@ -338,7 +359,10 @@ impl ParamStore {
 
     /// Has the unit memory here?
     pub fn holds(&self, unit: usize) -> bool {
-        self.placement.parts[unit].iter().flatten().all(|p| p.page < self.pages.len())
+        self.placement.parts[unit]
+            .iter()
+            .flatten()
+            .all(|p| p.page < self.pages.len())
     }
 
     /// Group `group` of unit `unit` as one matrix; an empty tensor if the unit has no memory here.
@@ -384,7 +408,14 @@ impl ParamStore {
     /// Every named tensor that has memory here, as flat ranges, in order: (tensor, ranges).
     pub fn named(&self) -> Vec<(ParamTensor, Vec<Tensor>)> {
         let mut out = Vec::new();
-        for (u, unit) in self.placement.table.units.iter().enumerate().filter(|(u, _)| self.holds(*u)) {
+        for (u, unit) in self
+            .placement
+            .table
+            .units
+            .iter()
+            .enumerate()
+            .filter(|(u, _)| self.holds(*u))
+        {
             for (g, group) in unit.groups.iter().enumerate() {
                 let row = group.len() / group.shape[0].max(1);
                 let mut first = 0;

@@ -30,7 +30,11 @@ pub struct Trainable {
 
 impl Trainable {
     /// Everything learns.
-    pub const ALL: Trainable = Trainable { vision: true, language: true, expert: true };
+    pub const ALL: Trainable = Trainable {
+        vision: true,
+        language: true,
+        expert: true,
+    };
 
     /// Does any gradient have to travel through the prefix rows?
     pub fn prefix(self) -> bool {
@@ -75,7 +79,11 @@ impl Net<'_> {
 
 /// One layer's stored values.
 enum LayerTape {
-    Whole { joint: Joint, prefix: BlockTape, state: Option<BlockTape> },
+    Whole {
+        joint: Joint,
+        prefix: BlockTape,
+        state: Option<BlockTape>,
+    },
     /// Inputs of prefix and state.
     KeysOnly { x: Tensor, state: Option<Tensor> },
 }
@@ -143,7 +151,9 @@ pub fn forward(
     options: PassOptions,
 ) -> Prefix {
     let (d, p) = (net.dims, net.params);
-    let keep = options.keep.filter(|_| options.trainable.prefix() || options.trainable.expert);
+    let keep = options
+        .keep
+        .filter(|_| options.trainable.prefix() || options.trainable.expert);
     let (tokens, vision) = embed(gpu, net, layout, images, keep.filter(|_| options.trainable.vision));
     let mut x = tokens.clone();
     let mut s = embed_state(gpu, net, layout, state);
@@ -153,7 +163,10 @@ pub fn forward(
         if l + 1 == d.depth && options.depth == Depth::KeysOnly {
             keys_of_last(gpu, net, layout, &x, s.as_ref(), cache);
             if keep.is_some() {
-                layers.push(LayerTape::KeysOnly { x: x.clone(), state: s.clone() });
+                layers.push(LayerTape::KeysOnly {
+                    x: x.clone(),
+                    state: s.clone(),
+                });
             }
             break;
         }
@@ -217,7 +230,15 @@ fn embed(
     let mut saved = None;
     if layout.images.rows() > 0 {
         let seen = gpu.alloc(net.dtype, [layout.images.rows(), d.language.width]);
-        saved = siglip::forward(gpu, &net.params.vision, d.vision_attention(), &layout.images, images, &seen, keep);
+        saved = siglip::forward(
+            gpu,
+            &net.params.vision,
+            d.vision_attention(),
+            &layout.images,
+            images,
+            &seen,
+            keep,
+        );
         blocks::scatter(gpu, &seen, &layout.image_lines, &tokens);
     }
     embedding::forward(gpu, &net.params.embedding, &layout.prompt, prompt_scale(d), &tokens);
@@ -255,7 +276,10 @@ fn attend(
         gemma::project(gpu, &net.params.expert[layer], None, s, &qkv.rows(r..m));
     }
     let (o, lse) = (gpu.alloc(net.dtype, [m, heads.q_width()]), gpu.f32([m, heads.q]));
-    let lines = Cache { kv: cache, lines: &layout.lines };
+    let lines = Cache {
+        kv: cache,
+        lines: &layout.lines,
+    };
     rope::forward(gpu, heads, net.rope, &layout.positions, &qkv, Some(lines));
     let kept = for_backward.then_some(&lse);
     let keys = Keys::cache(cache, heads);
@@ -272,7 +296,10 @@ fn keys_of_last(gpu: &Gpu, net: &Net<'_>, layout: &PrefixLayout, x: &Tensor, s: 
     if let Some(s) = s {
         gemma::project(gpu, &net.params.expert[last], None, s, &kv.rows(r..m));
     }
-    let lines = Cache { kv: cache, lines: &layout.lines };
+    let lines = Cache {
+        kv: cache,
+        lines: &layout.lines,
+    };
     rope::forward(gpu, heads, net.rope, &layout.positions, &kv, Some(lines));
 }
 
@@ -309,7 +336,14 @@ pub fn backward(
     incoming: Incoming<'_>,
     trainable: Trainable,
 ) -> TokenGrads {
-    let Some(Tape { vision, mut layers, last }) = prefix.tape else { return TokenGrads::default() };
+    let Some(Tape {
+        vision,
+        mut layers,
+        last,
+    }) = prefix.tape
+    else {
+        return TokenGrads::default();
+    };
     let through = trainable.prefix();
     let like = |t: &Tensor| gpu.alloc(net.dtype, t.shape());
     // Gradients at the output of the layer that is next.
@@ -331,7 +365,9 @@ pub fn backward(
             }
             LayerTape::Whole { joint, prefix, state } => {
                 let below = Below { joint, prefix, state };
-                layer_backward(gpu, net, grads, layout, l, below, dx, ds, &cache[l], &dcache[l], trainable)
+                layer_backward(
+                    gpu, net, grads, layout, l, below, dx, ds, &cache[l], &dcache[l], trainable,
+                )
             }
         };
     }
@@ -341,9 +377,17 @@ pub fn backward(
         gemm::tn(ds, state).add_to(gpu, weight);
         column_sum::accumulate(gpu, Term::Plain { dy: ds }, bias);
     }
-    let Some(dx) = dx.filter(|_| through) else { return TokenGrads { prefix: None, state: ds } };
+    let Some(dx) = dx.filter(|_| through) else {
+        return TokenGrads {
+            prefix: None,
+            state: ds,
+        };
+    };
     if let Some(more) = incoming.tokens {
-        let (from, to) = (blocks::Rect::rows(more, more.dim(1)), blocks::Rect::rows(&dx, dx.dim(1)));
+        let (from, to) = (
+            blocks::Rect::rows(more, more.dim(1)),
+            blocks::Rect::rows(&dx, dx.dim(1)),
+        );
         blocks::copy(gpu, from, to, more.dim(0), more.dim(1), true);
     }
     if trainable.language && !layout.prompt.is_empty() {
@@ -353,9 +397,20 @@ pub fn backward(
         let dseen = gpu.alloc(net.dtype, [layout.images.rows(), dx.dim(1)]);
         blocks::gather(gpu, &dx, &layout.image_lines, &dseen);
         let heads = net.dims.vision_attention();
-        siglip::backward(gpu, &net.params.vision, &grads.vision, heads, &layout.images, saved, &dseen);
+        siglip::backward(
+            gpu,
+            &net.params.vision,
+            &grads.vision,
+            heads,
+            &layout.images,
+            saved,
+            &dseen,
+        );
     }
-    TokenGrads { prefix: Some(dx), state: ds }
+    TokenGrads {
+        prefix: Some(dx),
+        state: ds,
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -402,15 +457,23 @@ fn keys_backward(
     let (heads, r) = (net.key_heads(), layout.rows);
     let m = r + layout.states;
     let dkv = gpu.alloc(net.dtype, [m, heads.fused()]);
-    let lines = Cache { kv: dcache, lines: &layout.lines };
+    let lines = Cache {
+        kv: dcache,
+        lines: &layout.lines,
+    };
     rope::backward(gpu, heads, net.rope, &layout.positions, &dkv, Some(lines));
     let one = |block: &super::bind::GemmaBlock, g: &super::bind::GemmaBlock, x: &Tensor, dkv: Tensor, learn: bool| {
         let skip = heads_rows(&block.qkv, &dkv);
-        let (dnormed, dx, normed) =
-            (gpu.alloc(net.dtype, x.shape()), gpu.alloc(net.dtype, x.shape()), gpu.alloc(net.dtype, x.shape()));
+        let (dnormed, dx, normed) = (
+            gpu.alloc(net.dtype, x.shape()),
+            gpu.alloc(net.dtype, x.shape()),
+            gpu.alloc(net.dtype, x.shape()),
+        );
         let rstd = rms_norm::rstd(gpu, x.dim(0));
         gemm::nn(&dkv, &block.qkv.rows(skip.clone())).to(gpu, &dnormed);
-        let super::bind::Norm::Plain(scale) = &block.norm1 else { unreachable!("streams of a prefix are plain") };
+        let super::bind::Norm::Plain(scale) = &block.norm1 else {
+            unreachable!("streams of a prefix are plain")
+        };
         rms_norm::backward(
             gpu,
             rms_norm::Backward {
@@ -474,29 +537,57 @@ fn layer_backward(
     let delta = gpu.f32([m, heads.q]);
 
     // Streams above attention.
-    let open = |block: &super::bind::GemmaBlock, mut tape: BlockTape, dy: Option<Tensor>, range: std::ops::Range<usize>| {
-        tape.complete(gpu, block, None);
-        let parts = |t: &Tensor| t.rows(range.clone());
-        let mut g = BlockGrads::new(gpu, block, range.len(), net.dtype, parts(&d_o), parts(&dqkv), parts(&delta));
-        match dy {
-            Some(dy) => g.dy = dy,
-            None => fill::zero(gpu, &g.dy),
-        }
-        gemma::backward_out(gpu, block, None, &tape, &g, 0..range.len());
-        (tape, g)
-    };
+    let open =
+        |block: &super::bind::GemmaBlock, mut tape: BlockTape, dy: Option<Tensor>, range: std::ops::Range<usize>| {
+            tape.complete(gpu, block, None);
+            let parts = |t: &Tensor| t.rows(range.clone());
+            let mut g = BlockGrads::new(
+                gpu,
+                block,
+                range.len(),
+                net.dtype,
+                parts(&d_o),
+                parts(&dqkv),
+                parts(&delta),
+            );
+            match dy {
+                Some(dy) => g.dy = dy,
+                None => fill::zero(gpu, &g.dy),
+            }
+            gemma::backward_out(gpu, block, None, &tape, &g, 0..range.len());
+            (tape, g)
+        };
     let prefix = through.then(|| open(&net.params.language[l], prefix, dx, 0..r));
     let state = state.map(|tape| open(&net.params.expert[l], tape, ds, r..m));
 
     // Attention of both.
-    let (plan, key_plan) =
-        if through { (&layout.plan, &layout.keys) } else { (&layout.state_plan, &layout.state_keys) };
+    let (plan, key_plan) = if through {
+        (&layout.plan, &layout.keys)
+    } else {
+        (&layout.state_plan, &layout.state_keys)
+    };
     let attention = Attention::new(heads);
-    let saved = Saved { o: &joint.o, lse: &joint.lse };
+    let saved = Saved {
+        o: &joint.o,
+        lse: &joint.lse,
+    };
     let (q, keys) = (Columns::all(&joint.qkv), Keys::cache(cache, heads));
     attention.backward_queries(gpu, plan, q, keys, None, saved, &d_o, Columns::all(&dqkv), &delta);
-    attention.backward_keys(gpu, key_plan, q, keys, saved, &d_o, &delta, Keys::cache(dcache, heads), true);
-    let lines = Cache { kv: dcache, lines: &layout.lines };
+    attention.backward_keys(
+        gpu,
+        key_plan,
+        q,
+        keys,
+        saved,
+        &d_o,
+        &delta,
+        Keys::cache(dcache, heads),
+        true,
+    );
+    let lines = Cache {
+        kv: dcache,
+        lines: &layout.lines,
+    };
     rope::backward(gpu, heads, net.rope, &layout.positions, &dqkv, Some(lines));
 
     // Streams below attention, and weights.

@@ -31,8 +31,18 @@ impl ImageLayout {
     /// `images` pictures of `tokens` tokens each.
     pub fn new(gpu: &Gpu, images: usize, tokens: usize) -> ImageLayout {
         let first = |i: usize| i * tokens;
-        let sequence = |i| Sequence { q_row0: first(i), q_rows: tokens, k_row0: first(i), k_rows: tokens, ..Default::default() };
-        let run = |i| KeyRun { k_row0: first(i), k_rows: tokens, queries: vec![(first(i), tokens)] };
+        let sequence = |i| Sequence {
+            q_row0: first(i),
+            q_rows: tokens,
+            k_row0: first(i),
+            k_rows: tokens,
+            ..Default::default()
+        };
+        let run = |i| KeyRun {
+            k_row0: first(i),
+            k_rows: tokens,
+            queries: vec![(first(i), tokens)],
+        };
         ImageLayout {
             images,
             tokens,
@@ -82,9 +92,15 @@ pub fn block_forward(
         up = up.save_pre(pre);
     }
     up.to(gpu, &act);
-    gemm::nt(&act, &p.fc2.0).bias(&p.fc2.1).add(&attention.middle).to(gpu, y);
+    gemm::nt(&act, &p.fc2.0)
+        .bias(&p.fc2.1)
+        .add(&attention.middle)
+        .to(gpu, y);
     let keep = keep?;
-    Some(BlockSaved { attention: (keep != Remat::Full).then_some(attention), pre })
+    Some(BlockSaved {
+        attention: (keep != Remat::Full).then_some(attention),
+        pre,
+    })
 }
 
 fn attention_forward(
@@ -95,7 +111,9 @@ fn attention_forward(
     x: &Tensor,
     for_backward: bool,
 ) -> AttentionSaved {
-    let [m, w] = *x.shape() else { panic!("x is [M, W], not {x:?}") };
+    let [m, w] = *x.shape() else {
+        panic!("x is [M, W], not {x:?}")
+    };
     let like = |width: usize| gpu.alloc(x.dtype(), [m, width]);
     let (normed, qkv, o, middle) = (like(w), like(3 * w), like(w), like(w));
     let lse = gpu.f32([m, heads.q]);
@@ -121,9 +139,13 @@ pub fn block_backward(
     dy: &Tensor,
     dx: &Tensor,
 ) {
-    let [m, w] = *x.shape() else { panic!("x is [M, W], not {x:?}") };
+    let [m, w] = *x.shape() else {
+        panic!("x is [M, W], not {x:?}")
+    };
     let like = |width: usize| gpu.alloc(x.dtype(), [m, width]);
-    let a = saved.attention.unwrap_or_else(|| attention_forward(gpu, p, heads, layout, x, true));
+    let a = saved
+        .attention
+        .unwrap_or_else(|| attention_forward(gpu, p, heads, layout, x, true));
     let stats = layer_norm::stats(gpu, m);
     let normed = like(w);
 
@@ -141,7 +163,15 @@ pub fn block_backward(
     linear_params(gpu, dy, &act, &g.fc2);
     let (dnormed, dmiddle) = (like(w), like(w));
     gemm::nn(&dpre, &p.fc1.0).to(gpu, &dnormed);
-    norm2.backward(gpu, &a.middle, &dnormed, Some(dy), &dmiddle, Some(&normed), Some(&stats));
+    norm2.backward(
+        gpu,
+        &a.middle,
+        &dnormed,
+        Some(dy),
+        &dmiddle,
+        Some(&normed),
+        Some(&stats),
+    );
     LayerNorm::backward_params(gpu, &a.middle, &stats, &dnormed, &g.norm2.0, &g.norm2.1);
     linear_params(gpu, &dpre, &normed, &g.fc1);
 
@@ -208,20 +238,20 @@ pub fn forward(
     gemm::nt(&normed, &p.projector.0).bias(&p.projector.1).to(gpu, tokens);
     keep?;
     streams.push(x);
-    Some(Saved { patches, streams, blocks })
+    Some(Saved {
+        patches,
+        streams,
+        blocks,
+    })
 }
 
 /// Gradients of the tower from `dtokens`, added to `g`.
-pub fn backward(
-    gpu: &Gpu,
-    p: &Vision,
-    g: &Vision,
-    heads: Heads,
-    layout: &ImageLayout,
-    saved: Saved,
-    dtokens: &Tensor,
-) {
-    let Saved { patches, mut streams, mut blocks } = saved;
+pub fn backward(gpu: &Gpu, p: &Vision, g: &Vision, heads: Heads, layout: &ImageLayout, saved: Saved, dtokens: &Tensor) {
+    let Saved {
+        patches,
+        mut streams,
+        mut blocks,
+    } = saved;
     let x = streams.pop().expect("the input of the last norm was kept");
     let like = || gpu.alloc(x.dtype(), x.shape());
     let (dnormed, mut dx, normed) = (like(), like(), like());
@@ -233,7 +263,9 @@ pub fn backward(
     linear_params(gpu, dtokens, &normed, &g.projector);
     drop((dnormed, normed, x));
     for (block, grads) in p.blocks.iter().zip(&g.blocks).rev() {
-        let (Some(x), Some(saved)) = (streams.pop(), blocks.pop()) else { unreachable!("one per block") };
+        let (Some(x), Some(saved)) = (streams.pop(), blocks.pop()) else {
+            unreachable!("one per block")
+        };
         let below = gpu.alloc(x.dtype(), x.shape());
         block_backward(gpu, block, grads, heads, layout, &x, saved, &dx, &below);
         dx = below;

@@ -102,7 +102,10 @@ impl<'a> TimeView<'a> {
     /// The modulation of block `l` for these rows.
     pub(super) fn block(&self, l: usize) -> Option<gemma::BlockModulation> {
         let m = self.times.block(l)?;
-        Some(gemma::BlockModulation { norm1: self.lines(&m.norm1), norm2: self.lines(&m.norm2) })
+        Some(gemma::BlockModulation {
+            norm1: self.lines(&m.norm1),
+            norm2: self.lines(&m.norm2),
+        })
     }
 
     pub(super) fn last(&self) -> Option<Tensor> {
@@ -152,9 +155,15 @@ pub fn forward(
     let mut layers = Vec::new();
     for (l, (block, cache)) in net.params.expert.iter().zip(cache).enumerate() {
         let modulation = time.block(l);
-        let modulated = modulation.as_ref().map(|block| Modulated { block, groups: time.groups() });
+        let modulated = modulation.as_ref().map(|block| Modulated {
+            block,
+            groups: time.groups(),
+        });
         let qkv = gpu.alloc(net.dtype, [rows.len, heads.fused()]);
-        let (o, lse) = (gpu.alloc(net.dtype, [rows.len, heads.q_width()]), gpu.f32([rows.len, heads.q]));
+        let (o, lse) = (
+            gpu.alloc(net.dtype, [rows.len, heads.q_width()]),
+            gpu.f32([rows.len, heads.q]),
+        );
         gemma::project(gpu, block, modulated, &h, &qkv);
         rope::forward(gpu, heads, net.rope, &rows.positions, &qkv, None);
         let (keys, own) = (Keys::cache(cache, heads), Keys::fused(&qkv, heads));
@@ -177,31 +186,37 @@ pub fn forward(
     }
     head(gpu, net, x, &h, &time, output);
     keep?;
-    Some(Tape { x: x.clone(), a, pre, layers, last: h })
+    Some(Tape {
+        x: x.clone(),
+        a,
+        pre,
+        layers,
+        last: h,
+    })
 }
 
 /// Action tokens, and what their backward needs.
-fn embed(
-    gpu: &Gpu,
-    net: &Net<'_>,
-    x: &Tensor,
-    time: &TimeView<'_>,
-    keep: bool,
-) -> (Tensor, Tensor, Option<Tensor>) {
+fn embed(gpu: &Gpu, net: &Net<'_>, x: &Tensor, time: &TimeView<'_>, keep: bool) -> (Tensor, Tensor, Option<Tensor>) {
     let heads = &net.params.heads;
     let e = net.dims.expert.width;
     let rows = || gpu.alloc(net.dtype, [x.dim(0), e]);
     let a = rows();
     gemm::nt(x, &heads.action_in.0).bias(&heads.action_in.1).to(gpu, &a);
-    let Some(row) = time.times.row() else { return (a.clone(), a, None) };
+    let Some(row) = time.times.row() else {
+        return (a.clone(), a, None);
+    };
     let (hidden, tokens) = (rows(), rows());
     let pre = keep.then(rows);
-    let mut mix = gemm::nt(&a, action_half(&heads.time_in.0, e)).extra(&time.lines(row), time.row_map()).act(Act::Swish);
+    let mut mix = gemm::nt(&a, action_half(&heads.time_in.0, e))
+        .extra(&time.lines(row), time.row_map())
+        .act(Act::Swish);
     if let Some(pre) = &pre {
         mix = mix.save_pre(pre);
     }
     mix.to(gpu, &hidden);
-    gemm::nt(&hidden, &heads.time_out.0).bias(&heads.time_out.1).to(gpu, &tokens);
+    gemm::nt(&hidden, &heads.time_out.0)
+        .bias(&heads.time_out.1)
+        .to(gpu, &tokens);
     (tokens, a, pre)
 }
 
@@ -211,11 +226,7 @@ pub(super) fn action_half(weight: &Tensor, e: usize) -> Mat {
 }
 
 /// The final norm's modulation.
-pub(super) fn final_modulation<'a>(
-    norm: &'a Norm,
-    table: Option<&'a Tensor>,
-    groups: &'a Tensor,
-) -> Modulation<'a> {
+pub(super) fn final_modulation<'a>(norm: &'a Norm, table: Option<&'a Tensor>, groups: &'a Tensor) -> Modulation<'a> {
     match (norm, table) {
         (Norm::Plain(scale), _) => Modulation::Plain(scale),
         (Norm::Adaptive(_), Some(table)) => Modulation::Adaptive { table, groups },
@@ -228,12 +239,21 @@ fn head(gpu: &Gpu, net: &Net<'_>, x: &Tensor, h: &Tensor, time: &TimeView<'_>, o
         return;
     }
     let (weight, bias) = &net.params.heads.action_out;
-    let first = if let Output::Velocity(v) = output { h.dim(0) - v.dim(0) } else { 0 };
+    let first = if let Output::Velocity(v) = output {
+        h.dim(0) - v.dim(0)
+    } else {
+        0
+    };
     let (h, groups) = (h.rows(first..h.dim(0)), time.groups());
     let groups = groups.rows(first..groups.dim(0));
     let normed = gpu.alloc(net.dtype, h.shape());
     let table = time.last();
-    rms_norm::forward(gpu, &h, final_modulation(&net.params.expert_norm, table.as_ref(), &groups), &normed);
+    rms_norm::forward(
+        gpu,
+        &h,
+        final_modulation(&net.params.expert_norm, table.as_ref(), &groups),
+        &normed,
+    );
     let product = gemm::nt(&normed, weight).bias(bias);
     match output {
         Output::Velocity(v) => product.to(gpu, v),

@@ -47,7 +47,10 @@ impl TimeIndex {
     }
 
     fn time_groups(&self) -> TimeGroups<'_> {
-        TimeGroups { starts: &self.starts, ones: &self.ones }
+        TimeGroups {
+            starts: &self.starts,
+            ones: &self.ones,
+        }
     }
 }
 
@@ -88,14 +91,29 @@ impl<'a> SuffixBackward<'a> {
         let mut layers = Vec::new();
         for (l, (block, tape)) in net.params.expert.iter().zip(&mut tape.layers).enumerate() {
             let modulation = view.block(l);
-            let modulated = modulation.as_ref().map(|block| Modulated { block, groups: &index.groups });
+            let modulated = modulation.as_ref().map(|block| Modulated {
+                block,
+                groups: &index.groups,
+            });
             tape.complete(gpu, block, modulated);
             let d_o = gpu.alloc(net.dtype, [m, heads.q_width()]);
             let dqkv = gpu.alloc(net.dtype, [m, heads.fused()]);
-            layers.push(BlockGrads::new(gpu, block, m, net.dtype, d_o, dqkv, gpu.f32([m, heads.q])));
+            layers.push(BlockGrads::new(
+                gpu,
+                block,
+                m,
+                net.dtype,
+                d_o,
+                dqkv,
+                gpu.f32([m, heads.q]),
+            ));
         }
         let h = net.dims.action_horizon;
-        let own = |i: usize| KeyRun { k_row0: i * h, k_rows: h, queries: vec![(i * h, h)] };
+        let own = |i: usize| KeyRun {
+            k_row0: i * h,
+            k_rows: h,
+            queries: vec![(i * h, h)],
+        };
         let stream = || gpu.alloc(net.dtype, [m, e]);
         let dtokens = stream();
         SuffixBackward {
@@ -126,7 +144,12 @@ impl<'a> SuffixBackward<'a> {
         let part = |t: &Tensor| t.rows(rows.clone());
         let heads = net.dims.attention();
         let groups = part(&self.index.groups);
-        let view = TimeView::new(self.times, RowTimes::Each { groups: &self.index.groups });
+        let view = TimeView::new(
+            self.times,
+            RowTimes::Each {
+                groups: &self.index.groups,
+            },
+        );
 
         // Velocity head and final norm.
         let dnormed = part(&self.dnormed);
@@ -152,17 +175,27 @@ impl<'a> SuffixBackward<'a> {
         for l in (0..depth).rev() {
             let (block, tape, g) = (&net.params.expert[l], &self.tape.layers[l], &self.layers[l]);
             let modulation = view.block(l);
-            let modulated = modulation.as_ref().map(|block| Modulated { block, groups: &self.index.groups });
+            let modulated = modulation.as_ref().map(|block| Modulated {
+                block,
+                groups: &self.index.groups,
+            });
             gemma::backward_out(gpu, block, modulated, tape, g, rows.clone());
             let (q, own) = (Columns::all(&tape.qkv), Keys::fused(&tape.qkv, heads));
             let keys = Keys::cache(&self.cache[l], heads);
-            let saved = Saved { o: &tape.o, lse: &tape.lse };
+            let saved = Saved {
+                o: &tape.o,
+                lse: &tape.lse,
+            };
             let dq = Columns::all(&g.dqkv);
             attention.backward_queries(gpu, &plan, q, keys, Some(own), saved, &g.d_o, dq, &g.delta);
             let dkeys = Keys::fused(&g.dqkv, heads);
             attention.backward_keys(gpu, &own_keys, q, own, saved, &g.d_o, &g.delta, dkeys, false);
             rope::backward(gpu, heads, net.rope, &part(&self.rows.positions), &part(&g.dqkv), None);
-            let below = if l > 0 { part(&self.layers[l - 1].dy) } else { part(&self.dtokens) };
+            let below = if l > 0 {
+                part(&self.layers[l - 1].dy)
+            } else {
+                part(&self.dtokens)
+            };
             gemma::backward_in(gpu, block, modulated, tape, g, rows.clone(), &below);
         }
         // Action embedding.
@@ -175,7 +208,9 @@ impl<'a> SuffixBackward<'a> {
             gemm::nn(&dpre, action_half(&heads.time_in.0, net.dims.expert.width)).to(gpu, &da);
         }
         if let Some((around, dx)) = dx {
-            gemm::nn(&da.rows(0..dx.dim(0)), &heads.action_in.0).add(around).to(gpu, dx);
+            gemm::nn(&da.rows(0..dx.dim(0)), &heads.action_in.0)
+                .add(around)
+                .to(gpu, dx);
         }
     }
 
@@ -184,11 +219,19 @@ impl<'a> SuffixBackward<'a> {
     pub fn finish(self, keys: &KeyPlan, dcache: &[Tensor], grads: Option<&Pi0Params>) {
         let (gpu, net) = (self.gpu, self.net);
         let heads = net.dims.attention();
-        let view = TimeView::new(self.times, RowTimes::Each { groups: &self.index.groups });
+        let view = TimeView::new(
+            self.times,
+            RowTimes::Each {
+                groups: &self.index.groups,
+            },
+        );
         let mut dtables = Vec::new();
         for (l, g) in self.layers.iter().enumerate() {
             let (block, tape) = (&net.params.expert[l], &self.tape.layers[l]);
-            let saved = Saved { o: &tape.o, lse: &tape.lse };
+            let saved = Saved {
+                o: &tape.o,
+                lse: &tape.lse,
+            };
             Attention::new(heads).backward_keys(
                 gpu,
                 keys,
@@ -203,7 +246,13 @@ impl<'a> SuffixBackward<'a> {
             if let Some(grads) = grads {
                 let modulation = view.block(l);
                 let time = modulation.as_ref().map(|block| {
-                    (Modulated { block, groups: &self.index.groups }, self.index.time_groups())
+                    (
+                        Modulated {
+                            block,
+                            groups: &self.index.groups,
+                        },
+                        self.index.time_groups(),
+                    )
                 });
                 dtables.extend(gemma::backward_params(gpu, block, &grads.expert[l], time, tape, g));
             }
@@ -241,7 +290,9 @@ impl<'a> SuffixBackward<'a> {
             let starts = &self.index.starts;
             rms_norm::backward_modulation(gpu, &self.tape.last, &self.rstd, &self.dnormed, starts, &dtable);
             let adaptive = |n: &'_ Norm| -> Linear {
-                let Norm::Adaptive(l) = n else { unreachable!("the expert of π₀.₅ has adaptive norms") };
+                let Norm::Adaptive(l) = n else {
+                    unreachable!("the expert of π₀.₅ has adaptive norms")
+                };
                 l.clone()
             };
             let mut pairs: Vec<(Linear, Linear, Tensor)> = Vec::new();

@@ -97,7 +97,10 @@ pub fn step(gpu: &Gpu, adam: AdamW, update: Update, control: &Control, group: us
     let n = flat.p.len();
     let average = flat.average.unwrap_or(flat.p);
     let compute = flat.compute.unwrap_or(flat.p);
-    let form = Form { average: flat.average.is_some(), compute: flat.compute.is_some() };
+    let form = Form {
+        average: flat.average.is_some(),
+        compute: flat.compute.is_some(),
+    };
     let wide = is_wide(gpu, n, &[flat.p, flat.g, flat.m, flat.v, average]);
     let types = [storage(flat.p, wide), compute.dtype().storage()];
     let correction = |beta: f32| 1.0 - libm::pow(beta as f64, update.t as f64);

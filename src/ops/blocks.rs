@@ -46,21 +46,54 @@ impl<'a> Rect<'a> {
 
 /// `to[r, i] = from[r, i]` for `rows` rows and `cols` columns; with `add`, `+=`.
 pub fn copy(gpu: &Gpu, from: Rect<'_>, to: Rect<'_>, rows: usize, cols: usize, add: bool) {
-    run(gpu, from, to, None, rows, cols, Move { indexed: Indexed::No, add });
+    run(
+        gpu,
+        from,
+        to,
+        None,
+        rows,
+        cols,
+        Move {
+            indexed: Indexed::No,
+            add,
+        },
+    );
 }
 
 /// `to[r, :] = from[index[r], :]`, rows of `cols` elements; `index` u32.
 pub fn gather(gpu: &Gpu, from: &Tensor, index: &Tensor, to: &Tensor) {
     let cols = to.len() / index.len().max(1);
     let (from, to) = (Rect::rows(from, cols), Rect::rows(to, cols));
-    run(gpu, from, to, Some(index), index.len(), cols, Move { indexed: Indexed::Source, add: false });
+    run(
+        gpu,
+        from,
+        to,
+        Some(index),
+        index.len(),
+        cols,
+        Move {
+            indexed: Indexed::Source,
+            add: false,
+        },
+    );
 }
 
 /// `to[index[r], :] = from[r, :]`; the index must not name a row twice.
 pub fn scatter(gpu: &Gpu, from: &Tensor, index: &Tensor, to: &Tensor) {
     let cols = from.len() / index.len().max(1);
     let (from, to) = (Rect::rows(from, cols), Rect::rows(to, cols));
-    run(gpu, from, to, Some(index), index.len(), cols, Move { indexed: Indexed::Target, add: false });
+    run(
+        gpu,
+        from,
+        to,
+        Some(index),
+        index.len(),
+        cols,
+        Move {
+            indexed: Indexed::Target,
+            add: false,
+        },
+    );
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -69,14 +69,18 @@ impl Lookup {
 
     /// Whether a part with these rows is asked for at all.
     fn touches(&self, first: usize, rows: usize) -> bool {
-        self.host.iter().any(|&(token, _)| (first..first + rows).contains(&(token as usize)))
+        self.host
+            .iter()
+            .any(|&(token, _)| (first..first + rows).contains(&(token as usize)))
     }
 }
 
 /// `y[line] = scale · table[token]`; `parts` are (first row, rows) of the table.
 pub fn forward(gpu: &Gpu, parts: &[(usize, Tensor)], lookup: &Lookup, scale: f32, y: &Tensor) {
     for (first, part) in parts {
-        let [rows, d] = *part.shape() else { panic!("a table is [V, D], not {part:?}") };
+        let [rows, d] = *part.shape() else {
+            panic!("a table is [V, D], not {part:?}")
+        };
         if !lookup.touches(*first, rows) {
             continue;
         }
@@ -89,7 +93,15 @@ pub fn forward(gpu: &Gpu, parts: &[(usize, Tensor)], lookup: &Lookup, scale: f32
             gpu.cubes(lookup.len() * d.div_ceil(2), UNITS),
             CubeDim::new_1d(UNITS as u32),
             [part, &lookup.tokens, &lookup.lines, y],
-            (lookup.len(), d, *first, rows, scale, wide, [storage(part, wide), storage(y, wide)]),
+            (
+                lookup.len(),
+                d,
+                *first,
+                rows,
+                scale,
+                wide,
+                [storage(part, wide), storage(y, wide)]
+            ),
         );
     }
 }
@@ -98,7 +110,9 @@ pub fn forward(gpu: &Gpu, parts: &[(usize, Tensor)], lookup: &Lookup, scale: f32
 pub fn backward(gpu: &Gpu, parts: &[(usize, Tensor)], lookup: &Lookup, scale: f32, dy: &Tensor) {
     let distinct = lookup.distinct.len();
     for (first, part) in parts {
-        let [rows, d] = *part.shape() else { panic!("a table is [V, D], not {part:?}") };
+        let [rows, d] = *part.shape() else {
+            panic!("a table is [V, D], not {part:?}")
+        };
         if !lookup.touches(*first, rows) {
             continue;
         }
@@ -111,7 +125,15 @@ pub fn backward(gpu: &Gpu, parts: &[(usize, Tensor)], lookup: &Lookup, scale: f3
             gpu.cubes(distinct * d.div_ceil(2), UNITS),
             CubeDim::new_1d(UNITS as u32),
             [part, &lookup.distinct, &lookup.starts, &lookup.sorted, dy],
-            (distinct, d, *first, rows, scale, wide, [storage(part, wide), storage(dy, wide)]),
+            (
+                distinct,
+                d,
+                *first,
+                rows,
+                scale,
+                wide,
+                [storage(part, wide), storage(dy, wide)]
+            ),
         );
     }
 }
@@ -140,7 +162,16 @@ fn embedding_forward<T: Numeric, Y: Numeric>(
             let more = i + 1 < d;
             let v = load2::<T>(table, table.start() + (token - first) * d + i, more, wide);
             let at = y.start() + lines.get(j) as usize * d + i;
-            store2::<Y>(y, at, more, Pair { a: v.a * scale, b: v.b * scale }, wide);
+            store2::<Y>(
+                y,
+                at,
+                more,
+                Pair {
+                    a: v.a * scale,
+                    b: v.b * scale,
+                },
+                wide,
+            );
         }
     }
 }
@@ -179,7 +210,16 @@ fn embedding_backward<T: Numeric, D: Numeric>(
             }
             let at = dtable.start() + (token - first) * d + i;
             let old = load2::<T>(dtable, at, more, wide);
-            store2::<T>(dtable, at, more, Pair { a: old.a + sum.a * scale, b: old.b + sum.b * scale }, wide);
+            store2::<T>(
+                dtable,
+                at,
+                more,
+                Pair {
+                    a: old.a + sum.a * scale,
+                    b: old.b + sum.b * scale,
+                },
+                wide,
+            );
         }
     }
 }

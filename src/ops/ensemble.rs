@@ -36,7 +36,9 @@ pub struct Rule<'a> {
 
 /// `value [n]` from `q [E, n]`.
 pub fn forward(gpu: &Gpu, q: &Tensor, rule: Rule<'_>, value: &Tensor) {
-    let [e, n] = *q.shape() else { panic!("q is [E, n], not {q:?}") };
+    let [e, n] = *q.shape() else {
+        panic!("q is [E, n], not {q:?}")
+    };
     launch!(
         gpu,
         Cost::moving("ensemble", q.bytes()),
@@ -50,7 +52,9 @@ pub fn forward(gpu: &Gpu, q: &Tensor, rule: Rule<'_>, value: &Tensor) {
 
 /// `dq [E, n]` from `dvalue [n]`.
 pub fn backward(gpu: &Gpu, q: &Tensor, rule: Rule<'_>, dvalue: &Tensor, dq: &Tensor) {
-    let [e, n] = *q.shape() else { panic!("q is [E, n], not {q:?}") };
+    let [e, n] = *q.shape() else {
+        panic!("q is [E, n], not {q:?}")
+    };
     launch!(
         gpu,
         Cost::moving("ensemble_backward", 2 * q.bytes()),

@@ -22,7 +22,9 @@ const UNITS: usize = 64;
 
 /// `log_var [B]` and `var [B]` of each sample.
 pub fn forward(gpu: &Gpu, s: &Tensor, log_var: &Tensor, var: &Tensor) {
-    let [n, b, p] = *s.shape() else { panic!("candidates are [N, B, P], not {s:?}") };
+    let [n, b, p] = *s.shape() else {
+        panic!("candidates are [N, B, P], not {s:?}")
+    };
     let layout = RowLayout::pick(gpu, p);
     launch!(
         gpu,
@@ -37,7 +39,9 @@ pub fn forward(gpu: &Gpu, s: &Tensor, log_var: &Tensor, var: &Tensor) {
 
 /// `ds` from `dlog_var [B]` and the `var [B]` of the forward pass.
 pub fn backward(gpu: &Gpu, s: &Tensor, var: &Tensor, dlog_var: &Tensor, ds: &Tensor) {
-    let [n, b, p] = *s.shape() else { panic!("candidates are [N, B, P], not {s:?}") };
+    let [n, b, p] = *s.shape() else {
+        panic!("candidates are [N, B, P], not {s:?}")
+    };
     launch!(
         gpu,
         Cost::moving("entropy_backward", 2 * s.bytes()),

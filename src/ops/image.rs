@@ -41,7 +41,10 @@ pub struct Jitter {
 
 impl Jitter {
     /// Nothing happens.
-    pub const NONE: Jitter = Jitter { map: [1.0, 0.0, 0.0, 1.0, 0.0, 0.0], colour: None };
+    pub const NONE: Jitter = Jitter {
+        map: [1.0, 0.0, 0.0, 1.0, 0.0, 0.0],
+        colour: None,
+    };
 
     /// A random jitter of a picture of `size` pixels; geometry only with `move_it`.
     pub fn draw(key: Key, size: usize, move_it: bool) -> Jitter {
@@ -64,7 +67,18 @@ impl Jitter {
     fn fields(&self) -> [f32; FIELDS] {
         let [brightness, contrast, hue] = self.colour.unwrap_or_default();
         let [a, b, c, d, y, x] = self.map;
-        [a, b, c, d, y, x, self.colour.is_some() as u32 as f32, brightness, contrast, hue]
+        [
+            a,
+            b,
+            c,
+            d,
+            y,
+            x,
+            self.colour.is_some() as u32 as f32,
+            brightness,
+            contrast,
+            hue,
+        ]
     }
 }
 
@@ -76,7 +90,9 @@ pub fn upload(gpu: &Gpu, jitters: &[Jitter]) -> Tensor {
 
 /// `y` from `pictures [n, S, S, 3]` (u8), jittered where given.
 pub fn forward(gpu: &Gpu, pictures: &Tensor, jitters: Option<&Tensor>, y: &Tensor) {
-    let [n, height, width, 3] = *pictures.shape() else { panic!("pictures are [n, H, W, 3], not {pictures:?}") };
+    let [n, height, width, 3] = *pictures.shape() else {
+        panic!("pictures are [n, H, W, 3], not {pictures:?}")
+    };
     assert_eq!(y.len(), pictures.len());
     launch!(
         gpu,
@@ -154,7 +170,11 @@ fn image_kernel(
         let (r, g, b) = if comptime!(jitter) {
             jittered(pictures, jitters, at, height, width)
         } else {
-            (byte(pictures, 3 * at), byte(pictures, 3 * at + 1), byte(pictures, 3 * at + 2))
+            (
+                byte(pictures, 3 * at),
+                byte(pictures, 3 * at + 1),
+                byte(pictures, 3 * at + 2),
+            )
         };
         out.set(3 * at, r * 2.0 - 1.0);
         out.set(3 * at + 1, g * 2.0 - 1.0);
@@ -259,7 +279,11 @@ mod tests {
             (2.0 * first as f64 + (rgb[(first + 1) % 3] - rgb[(first + 2) % 3]) / range) / 6.0
         } + shift;
         let saturation = if high == 0.0 { 0.0 } else { range / high };
-        let value = if bright < 0.0 { high * (1.0 + bright) } else { high * (1.0 - bright) + bright };
+        let value = if bright < 0.0 {
+            high * (1.0 + bright)
+        } else {
+            high * (1.0 - bright) + bright
+        };
         let slope = ((contrast + 1.0) * std::f64::consts::FRAC_PI_4).tan();
         let low = (slope - slope * slope) / (2.0 * (1.0 - slope * slope));
         let value = if value < low {
@@ -279,16 +303,18 @@ mod tests {
     fn pictures_and_jitters_meet_float64() {
         let gpu = gpu();
         let (n, size) = (6, 20);
-        let pictures: Vec<u8> =
-            (0..n * size * size * 3).map(|i| (Key::new(5).bits(i as u64)[0] % 256) as u8).collect();
+        let pictures: Vec<u8> = (0..n * size * size * 3)
+            .map(|i| (Key::new(5).bits(i as u64)[0] % 256) as u8)
+            .collect();
         let g = gpu.upload_u8(&pictures, [n, size, size, 3]);
         let y = gpu.f32([n, size, size, 3]);
         forward(&gpu, &g, None, &y);
         let plain: Vec<f64> = pictures.iter().map(|&v| v as f64 / 255.0 * 2.0 - 1.0).collect();
         check(&gpu, "plain", &y, &plain, 1e-6);
 
-        let mut jitters: Vec<Jitter> =
-            (0..n as u64).map(|i| Jitter::draw(Key::new(9).fold(i), size, i % 2 == 0)).collect();
+        let mut jitters: Vec<Jitter> = (0..n as u64)
+            .map(|i| Jitter::draw(Key::new(9).fold(i), size, i % 2 == 0))
+            .collect();
         assert!(jitters.iter().any(|j| j.colour.is_some()) && jitters.iter().any(|j| j.colour.is_none()));
         jitters[1] = Jitter::NONE;
         jitters[2].colour = Some([0.3, -0.4, 0.1]);
@@ -304,7 +330,9 @@ mod tests {
         for i in 0..20 {
             assert_eq!(Jitter::draw(Key::new(i), 56, false).map, Jitter::NONE.map);
         }
-        let moved = (0..20).filter(|&i| Jitter::draw(Key::new(i), 56, true).map != Jitter::NONE.map).count();
+        let moved = (0..20)
+            .filter(|&i| Jitter::draw(Key::new(i), 56, true).map != Jitter::NONE.map)
+            .count();
         assert_eq!(moved, 20);
     }
 }

@@ -46,7 +46,10 @@ fn run(gpu: &Gpu, rows: &Tensor, runs: Runs<'_>, pool: &Tensor, back: bool) {
     let types = [storage(rows, wide), storage(pool, wide)];
     launch!(
         gpu,
-        Cost::moving("mean_pool", rows.bytes() * if back { 2 } else { 1 } + (b * d) as u64 * pool.dtype().bytes()),
+        Cost::moving(
+            "mean_pool",
+            rows.bytes() * if back { 2 } else { 1 } + (b * d) as u64 * pool.dtype().bytes()
+        ),
         mean_pool_kernel,
         CubeCount::Static(d.div_ceil(2 * UNITS) as u32, b as u32, 1),
         CubeDim::new_1d(UNITS as u32),
@@ -82,7 +85,10 @@ fn mean_pool_kernel<X: Numeric, P: Numeric>(
             let g = load2::<P>(pool, at, more, wide);
             for r in 0..len {
                 let old = load2::<X>(rows, base + r * d, more, wide);
-                let sum = Pair { a: old.a + g.a * factor, b: old.b + g.b * factor };
+                let sum = Pair {
+                    a: old.a + g.a * factor,
+                    b: old.b + g.b * factor,
+                };
                 store2::<X>(rows, base + r * d, more, sum, wide);
             }
         } else {
@@ -92,7 +98,16 @@ fn mean_pool_kernel<X: Numeric, P: Numeric>(
                 sum.a += v.a;
                 sum.b += v.b;
             }
-            store2::<P>(pool, at, more, Pair { a: sum.a * factor, b: sum.b * factor }, wide);
+            store2::<P>(
+                pool,
+                at,
+                more,
+                Pair {
+                    a: sum.a * factor,
+                    b: sum.b * factor,
+                },
+                wide,
+            );
         }
     }
 }

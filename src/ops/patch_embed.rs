@@ -70,7 +70,9 @@ fn flat(weight: &Tensor) -> Tensor {
 }
 
 fn run(gpu: &Gpu, image: &Tensor, patch: usize, patches: &Tensor, back: bool) {
-    let [_, height, width, channels] = *image.shape() else { panic!("an image is [n, H, W, 3], not {image:?}") };
+    let [_, height, width, channels] = *image.shape() else {
+        panic!("an image is [n, H, W, 3], not {image:?}")
+    };
     assert!(channels == 3 && height.is_multiple_of(patch) && width.is_multiple_of(patch));
     assert_eq!(patches.len(), image.len());
     let types = [image.dtype().storage(), patches.dtype().storage()];

@@ -70,7 +70,9 @@ pub fn run(
     loss: &Tensor,
     dq: Option<&Tensor>,
 ) {
-    let [e, b] = *q.shape() else { panic!("q is [E, B], not {q:?}") };
+    let [e, b] = *q.shape() else {
+        panic!("q is [E, B], not {q:?}")
+    };
     let next_ld = next_q.dim(1);
     launch!(
         gpu,
@@ -78,8 +80,28 @@ pub fn run(
         td_kernel,
         gpu.cubes(b, UNITS),
         CubeDim::new_1d(UNITS as u32),
-        [q, next_q, rule.weights, t.reward, t.discount, t.next, t.weight, target, loss, dq.unwrap_or(target)],
-        (e, b, next_ld, loss_kind.delta(), factor, rule.how, loss_kind.huber(), dq.is_some()),
+        [
+            q,
+            next_q,
+            rule.weights,
+            t.reward,
+            t.discount,
+            t.next,
+            t.weight,
+            target,
+            loss,
+            dq.unwrap_or(target)
+        ],
+        (
+            e,
+            b,
+            next_ld,
+            loss_kind.delta(),
+            factor,
+            rule.how,
+            loss_kind.huber(),
+            dq.is_some()
+        ),
     );
 }
 
@@ -117,7 +139,11 @@ fn penalty(e: f32, delta: f32, #[comptime] huber: bool) -> f32 {
 
 #[cube]
 fn penalty_slope(e: f32, delta: f32, #[comptime] huber: bool) -> f32 {
-    if comptime!(huber) { clamp(e, -delta, delta) } else { 2.0 * e }
+    if comptime!(huber) {
+        clamp(e, -delta, delta)
+    } else {
+        2.0 * e
+    }
 }
 
 #[cube(launch_unchecked)]
@@ -177,7 +203,10 @@ fn td_kernel(
             let error = q.get(i * b + sample) - y;
             sum += penalty(error, delta, huber);
             if comptime!(gradient) {
-                dq.set(i * b + sample, factor * w * penalty_slope(error, delta, huber) / members);
+                dq.set(
+                    i * b + sample,
+                    factor * w * penalty_slope(error, delta, huber) / members,
+                );
             }
         }
         loss.set(sample, w * sum / members);

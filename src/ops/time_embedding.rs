@@ -40,7 +40,11 @@ pub fn backward(times: &[f64], width: usize, dy: &[f32]) -> Vec<f64> {
             })
             .sum()
     };
-    times.iter().zip(dy.chunks(width)).map(|(&t, line)| slope(t, line)).collect()
+    times
+        .iter()
+        .zip(dy.chunks(width))
+        .map(|(&t, line)| slope(t, line))
+        .collect()
 }
 
 fn period(i: usize, half: usize) -> f64 {

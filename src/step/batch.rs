@@ -8,7 +8,10 @@ use crate::ops::image::{self, Jitter};
 #[derive(Clone, Debug)]
 pub enum Pictures {
     /// RGB bytes `[n, S, S, 3]`, and what to do to each.
-    Bytes { bytes: Vec<u8>, jitters: Option<Vec<Jitter>> },
+    Bytes {
+        bytes: Vec<u8>,
+        jitters: Option<Vec<Jitter>>,
+    },
     /// Values in [-1, 1], `[n, S, S, 3]`.
     Floats(Vec<f32>),
 }
@@ -97,7 +100,11 @@ impl Who {
         let pick = |keep: &dyn Fn(usize) -> bool| (0..batch.len()).filter(|&b| !skip || keep(b)).collect();
         let nobody = Vec::new();
         Who {
-            actors: if actor { pick(&|b| batch.chunk_valid[b] != 0.0) } else { nobody.clone() },
+            actors: if actor {
+                pick(&|b| batch.chunk_valid[b] != 0.0)
+            } else {
+                nobody.clone()
+            },
             boots: pick(&|b| batch.discount[b] != 0.0),
             cloned: if actor { pick(&|b| batch.positive[b]) } else { nobody },
         }
@@ -143,5 +150,7 @@ impl Observations {
 
 /// Rows `keep` of a host matrix with rows of `width` elements.
 pub(super) fn pick_rows(values: &[f32], width: usize, keep: &[usize]) -> Vec<f32> {
-    keep.iter().flat_map(|&r| values[r * width..(r + 1) * width].to_vec()).collect()
+    keep.iter()
+        .flat_map(|&r| values[r * width..(r + 1) * width].to_vec())
+        .collect()
 }

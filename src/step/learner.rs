@@ -6,7 +6,7 @@ use super::config::StepConfig;
 use crate::gpu::{DType, Gpu, Result, Tensor};
 use crate::model::bind::{CriticParams, Pi0Params};
 use crate::model::dims::{CriticDims, Pi0Dims};
-use crate::model::params::{Init, ParamStore, ParamTensor, ParamTable, Placement, Room, Scope};
+use crate::model::params::{Init, ParamStore, ParamTable, ParamTensor, Placement, Room, Scope};
 use crate::model::prefix::Net;
 use crate::model::tables;
 use crate::ops::adamw::Control;
@@ -75,8 +75,7 @@ impl Learner {
             let zeros = |scope| ParamStore::zeros(gpu, placement.clone(), DType::F32, scope);
             Group {
                 weights: zeros(Scope::All),
-                compute: (dtype != DType::F32)
-                    .then(|| ParamStore::new(gpu, placement.clone(), dtype, Scope::All)),
+                compute: (dtype != DType::F32).then(|| ParamStore::new(gpu, placement.clone(), dtype, Scope::All)),
                 grads: zeros(Scope::Learning),
                 m: zeros(Scope::Learning),
                 v: zeros(Scope::Learning),
@@ -92,14 +91,23 @@ impl Learner {
                 fill::zero(gpu, &t);
                 t
             };
-            Temperature { log_alpha: one(), grad: one(), m: one(), v: one() }
+            Temperature {
+                log_alpha: one(),
+                grad: one(),
+                m: one(),
+                v: one(),
+            }
         });
         let constant = |values: &[f32]| {
             let t = gpu.alloc_in(gpu.states(), DType::F32, [values.len()]);
             gpu.write_f32(&t, values);
             t
         };
-        let limits = [config.pi0.clip, config.critic.clip, config.temperature.map_or(f32::INFINITY, |t| t.group.clip)];
+        let limits = [
+            config.pi0.clip,
+            config.critic.clip,
+            config.temperature.map_or(f32::INFINITY, |t| t.group.clip),
+        ];
         let targets = critic.average.as_ref().expect("critics have targets");
         let learner = Learner {
             params: Pi0Params::bind(pi0.compute.as_ref().unwrap_or(&pi0.weights), &dims),
@@ -155,13 +163,20 @@ impl Learner {
 
     /// The network, for passes.
     pub(super) fn net(&self) -> Net<'_> {
-        Net { dims: &self.dims, params: &self.params, rope: &self.rope, dtype: self.config.dtype }
+        Net {
+            dims: &self.dims,
+            params: &self.params,
+            rope: &self.rope,
+            dtype: self.config.dtype,
+        }
     }
 }
 
 /// Initial values of a tensor: a function of the seed and the tensor's name alone.
 fn initial(tensor: &ParamTensor, seed: u64) -> Vec<f32> {
-    let name = tensor.name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
+    let name = tensor.name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+        (h ^ b as u64).wrapping_mul(0x100_0000_01b3)
+    });
     let key = Key::stream(seed, Stream::Init).fold(name);
     let n = tensor.len();
     match tensor.init {

@@ -45,10 +45,18 @@ pub fn update(learner: &Learner, metrics: &Metrics, step: u64, rates: Rates) {
         // π₀'s own count of updates, for the bias corrections.
         let t = step / config.actor_update_freq + 1;
         let rate = config.ema_decay.map_or(0.0, |decay| 1.0 - decay);
-        let update = Update { lr: rates.pi0 as f32, t, rate };
+        let update = Update {
+            lr: rates.pi0 as f32,
+            t,
+            rate,
+        };
         apply(learner, &learner.pi0, PI0, config.pi0.adam, update);
     }
-    let update = Update { lr: rates.critic as f32, t, rate: config.target_rate };
+    let update = Update {
+        lr: rates.critic as f32,
+        t,
+        rate: config.target_rate,
+    };
     apply(learner, &learner.critic, CRITIC, config.critic.adam, update);
     if let (Some(temperature), Some(c), true) = (&learner.temperature, &config.temperature, pi0) {
         let flat = Flat {
@@ -59,7 +67,11 @@ pub fn update(learner: &Learner, metrics: &Metrics, step: u64, rates: Rates) {
             average: None,
             compute: None,
         };
-        let update = Update { lr: rates.temperature as f32, t, rate: 0.0 };
+        let update = Update {
+            lr: rates.temperature as f32,
+            t,
+            rate: 0.0,
+        };
         adamw::step(gpu, c.group.adam, update, &learner.control, TEMPERATURE, flat);
     }
 }

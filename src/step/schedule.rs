@@ -58,7 +58,13 @@ pub struct Outcome {
 
 /// Adds the gradients of one micro-batch; `update_pi0` false leaves out all that only π₀ learns from.
 pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, update_pi0: bool) -> Outcome {
-    let Learner { gpu, config, dims, critic_dims, .. } = learner;
+    let Learner {
+        gpu,
+        config,
+        dims,
+        critic_dims,
+        ..
+    } = learner;
     let net = learner.net();
     let (b, h, a, n) = (batch.len(), dims.action_horizon, dims.action_dim, config.candidates);
     let who = Who::new(batch, config.skip_dead_rows, update_pi0);
@@ -72,7 +78,9 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     gpu.phase(&[("current prefix forward", 1.0)]);
     let masks = batch.current.masks(&everyone);
     let layout = PrefixLayout::new(gpu, dims, &masks, 0);
-    let own = config.separate_prefixes.then(|| PrefixLayout::new(gpu, dims, &masks, layout.cache_rows));
+    let own = config
+        .separate_prefixes
+        .then(|| PrefixLayout::new(gpu, dims, &masks, layout.cache_rows));
     let learned_lines = layout.cache_rows + own.as_ref().map_or(0, |l| l.cache_rows);
     let next_layout = PrefixLayout::new(gpu, dims, &batch.next.masks(&who.boots), learned_lines);
     let kv_width = 2 * dims.attention().kv_width();
@@ -93,7 +101,9 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     };
     let current = prefix::forward(gpu, &net, &layout, &images, &state, &cache, options);
     let features = pool(learner, &layout, feature_rows(config.features, &current), &state);
-    let again = own.as_ref().map(|own| prefix::forward(gpu, &net, own, &images, &state, &cache, options));
+    let again = own
+        .as_ref()
+        .map(|own| prefix::forward(gpu, &net, own, &images, &state, &cache, options));
     drop(images);
 
     gpu.phase(&[("next prefix forward", 1.0)]);
@@ -133,14 +143,19 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         let zeros = gpu.upload_u32(&vec![0; rows.len], [rows.len]);
         for index in 0..t {
             let next = state_at(index + 1);
-            let output = Output::Step { next: &next, step: step as f32 };
+            let output = Output::Step {
+                next: &next,
+                step: step as f32,
+            };
             let all = RowTimes::All { index, zeros: &zeros };
             suffix::forward(gpu, &net, &rows, &state_at(index), &times, all, &cache, None, output);
         }
     }
     let result = state_at(t);
-    let (candidates, next_actions) =
-        (result.rows(0..n * actors * h), result.rows(n * actors * h..sequences * h));
+    let (candidates, next_actions) = (
+        result.rows(0..n * actors * h),
+        result.rows(n * actors * h..sequences * h),
+    );
 
     // ---- Critics: target, TD loss, gradients.
     gpu.phase(&[("critics", 1.0)]);
@@ -151,28 +166,54 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         critic::flatten(gpu, critic_dims, actions, a, &flat);
         flat
     };
-    let target_rule = Rule { how: config.target_rule, weights: &learner.rule_weights };
-    let actor_rule = Rule { how: config.actor_rule, weights: &learner.rule_weights };
+    let target_rule = Rule {
+        how: config.target_rule,
+        weights: &learner.rule_weights,
+    };
+    let actor_rule = Rule {
+        how: config.actor_rule,
+        weights: &learner.rule_weights,
+    };
     let next_q = gpu.f32([e, boots]);
     if boots > 0 {
         let half = gpu.f32([e, boots, first]);
         critic::observe(gpu, &learner.targets, critic_dims, &next_features, &half);
         let sample = u32s(&(0..boots).collect::<Vec<_>>());
-        let rows = CriticRows { half: &half, sample: &sample, actions: &flat(&next_actions) };
+        let rows = CriticRows {
+            half: &half,
+            sample: &sample,
+            actions: &flat(&next_actions),
+        };
         critic::forward(gpu, &learner.targets, critic_dims, rows, None, &next_q);
     }
     let half = gpu.f32([e, b, first]);
     critic::observe(gpu, &learner.critics, critic_dims, &features, &half);
-    let keep: Vec<Tensor> = batch.dropout.iter().map(|bits| gpu.upload_u32(bits, [bits.len()])).collect();
-    let dropout = (!keep.is_empty()).then_some(Dropout { keep: &keep, rate: config.dropout });
+    let keep: Vec<Tensor> = batch
+        .dropout
+        .iter()
+        .map(|bits| gpu.upload_u32(bits, [bits.len()]))
+        .collect();
+    let dropout = (!keep.is_empty()).then_some(Dropout {
+        keep: &keep,
+        rate: config.dropout,
+    });
     let data_actions = flat(&gpu.upload_f32(&batch.actions, [b * h, a]));
     let sample = u32s(&everyone);
-    let data = CriticRows { half: &half, sample: &sample, actions: &data_actions };
+    let data = CriticRows {
+        half: &half,
+        sample: &sample,
+        actions: &data_actions,
+    };
     let q = gpu.f32([e, b]);
     let tape = critic::forward(gpu, &learner.critics, critic_dims, data, dropout, &q);
     let (target, td_loss, dq) = (gpu.f32([b]), gpu.f32([b]), gpu.f32([e, b]));
     let next_column: Vec<u32> = (0..b)
-        .map(|i| who.boots.iter().position(|&j| j == i).map_or(TERMINAL, |column| column as u32))
+        .map(|i| {
+            who.boots
+                .iter()
+                .position(|&j| j == i)
+                .map_or(TERMINAL, |column| column as u32)
+        })
         .collect();
     let transition = Transition {
         reward: &f32s(&batch.reward),
@@ -181,13 +222,34 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         weight: &f32s(&batch.chunk_valid),
     };
     let factor = config.weights.critic / totals.samples as f32;
-    td::run(gpu, &q, &next_q, target_rule, transition, config.critic_loss, factor, &target, &td_loss, Some(&dq));
-    let wanted = Wanted { params: Some((&learner.critic_grads, &features)), ..Wanted::default() };
+    td::run(
+        gpu,
+        &q,
+        &next_q,
+        target_rule,
+        transition,
+        config.critic_loss,
+        factor,
+        &target,
+        &td_loss,
+        Some(&dq),
+    );
+    let wanted = Wanted {
+        params: Some((&learner.critic_grads, &features)),
+        ..Wanted::default()
+    };
     critic::backward(gpu, &learner.critics, critic_dims, data, dropout, &tape, &dq, wanted);
     drop(tape);
     let mean = 1.0 / totals.samples as f32;
     reduce::weighted_sum(gpu, &td_loss, None, mean, &metrics.slot(Slot::CriticLoss), true);
-    reduce::weighted_sum(gpu, &q.view([e * b]), None, mean / e as f32, &metrics.slot(Slot::Q), true);
+    reduce::weighted_sum(
+        gpu,
+        &q.view([e * b]),
+        None,
+        mean / e as f32,
+        &metrics.slot(Slot::Q),
+        true,
+    );
     reduce::weighted_sum(gpu, &target, None, mean, &metrics.slot(Slot::Target), true);
 
     // ---- Actor: rate the candidates, choose, and find dQ/da of the chosen ones.
@@ -201,7 +263,11 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     let mut dfeatures = None;
     if actors > 0 {
         let sample = u32s(&(0..n).flat_map(|_| who.actors.iter().copied()).collect::<Vec<_>>());
-        let rated = CriticRows { half: &half, sample: &sample, actions: &flat(&candidates) };
+        let rated = CriticRows {
+            half: &half,
+            sample: &sample,
+            actions: &flat(&candidates),
+        };
         critic::forward(gpu, &learner.critics, critic_dims, rated, None, &candidate_q);
         ensemble::forward(gpu, &candidate_q, actor_rule, &value);
         let best = gpu.f32([actors]);
@@ -209,14 +275,29 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         let weight = f32s(&pick_rows(&batch.chunk_valid, 1, &who.actors));
         let per_actor = 1.0 / totals.actors.max(1) as f32;
         reduce::weighted_sum(gpu, &best, None, per_actor, &metrics.slot(Slot::BestQ), true);
-        reduce::weighted_sum(gpu, &value, None, per_actor / n as f32, &metrics.slot(Slot::CandidateQ), true);
+        reduce::weighted_sum(
+            gpu,
+            &value,
+            None,
+            per_actor / n as f32,
+            &metrics.slot(Slot::CandidateQ),
+            true,
+        );
         spread(learner, metrics, &candidates, per_actor);
 
         let by_winner = (k == 1).then_some(&winner);
         ensemble::gather_trajectories(gpu, &states, by_winner, h * a, &chosen_states);
         let sample = u32s(&(0..k).flat_map(|_| who.actors.iter().copied()).collect::<Vec<_>>());
-        let chosen = CriticRows { half: &half, sample: &sample, actions: &flat(&chosen_at(t)) };
-        let (q, dvalue, dq) = (gpu.f32([e, k * actors]), gpu.f32([k * actors]), gpu.f32([e, k * actors]));
+        let chosen = CriticRows {
+            half: &half,
+            sample: &sample,
+            actions: &flat(&chosen_at(t)),
+        };
+        let (q, dvalue, dq) = (
+            gpu.f32([e, k * actors]),
+            gpu.f32([k * actors]),
+            gpu.f32([e, k * actors]),
+        );
         let tape = critic::forward(gpu, &learner.critics, critic_dims, chosen, None, &q);
         let loss_value = gpu.f32([k * actors]);
         ensemble::forward(gpu, &q, actor_rule, &loss_value);
@@ -230,8 +311,14 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         }
         ensemble::backward(gpu, &q, actor_rule, &dvalue, &dq);
         let dflat = gpu.f32([k * actors, critic_dims.actions()]);
-        let at_features = config.feature_grad.then(|| gpu.f32([k * actors, critic_dims.observation()]));
-        let wanted = Wanted { actions: Some(&dflat), features: at_features.as_ref(), ..Wanted::default() };
+        let at_features = config
+            .feature_grad
+            .then(|| gpu.f32([k * actors, critic_dims.observation()]));
+        let wanted = Wanted {
+            actions: Some(&dflat),
+            features: at_features.as_ref(),
+            ..Wanted::default()
+        };
         critic::backward(gpu, &learner.critics, critic_dims, chosen, None, &tape, &dq, wanted);
         let at_actions = gpu.f32([k * actors * h, a]);
         critic::unflatten(gpu, critic_dims, &dflat, a, &at_actions);
@@ -251,8 +338,9 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         .chain(who.cloned.iter().map(|&j| bc_layout.cached[j]))
         .collect();
     let rows = Rows::new(gpu, h, &runs);
-    let counts: Vec<usize> =
-        std::iter::repeat_n(k * actors * h, t).chain(std::iter::repeat_n(h, cloned)).collect();
+    let counts: Vec<usize> = std::iter::repeat_n(k * actors * h, t)
+        .chain(std::iter::repeat_n(h, cloned))
+        .collect();
     let index = TimeIndex::new(gpu, &counts);
     let (bc_error, velocity) = (gpu.f32([cloned, h]), gpu.f32([cloned * h, a]));
     let mut dnoise = None;
@@ -263,12 +351,17 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         if actors > 0 {
             gpu.copy(&chosen_states.rows(0..t).view([replayed * h, a]), &replay_x);
         }
-        let (bc_noise, bc_actions) =
-            [&batch.noise.bc, &batch.actions].map(|v| gpu.upload_f32(&pick_rows(v, h * a, &who.cloned), [cloned, h * a])).into();
+        let (bc_noise, bc_actions) = [&batch.noise.bc, &batch.actions]
+            .map(|v| gpu.upload_f32(&pick_rows(v, h * a, &who.cloned), [cloned, h * a]))
+            .into();
         let bc_time: Vec<f32> = who.cloned.iter().map(|&j| batch.noise.bc_time[j] as f32).collect();
         flow::interpolate(gpu, &bc_noise, &bc_actions, &f32s(&bc_time), &bc_x);
         let each = RowTimes::Each { groups: &index.groups };
-        let output = if cloned > 0 { Output::Velocity(&velocity) } else { Output::Nothing };
+        let output = if cloned > 0 {
+            Output::Velocity(&velocity)
+        } else {
+            Output::Nothing
+        };
         let tape = suffix::forward(gpu, &net, &rows, &x, &times, each, &cache, Some(config.remat), output);
         let tape = tape.expect("a tape was asked for");
 
@@ -279,7 +372,14 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
             let dv = back.dv.rows(replayed * h..rows.len);
             let error = bc_error.view([cloned * h]);
             flow::velocity_loss(
-                gpu, &velocity, &bc_noise, &bc_actions, &weight, config.weights.bc, &error, Some(&dv),
+                gpu,
+                &velocity,
+                &bc_noise,
+                &bc_actions,
+                &weight,
+                config.weights.bc,
+                &error,
+                Some(&dv),
             );
             reduce::weighted_sum(gpu, &error, Some(&weight), 1.0, &metrics.slot(Slot::BcLoss), true);
         }
@@ -293,7 +393,11 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
                     flow::scaled(gpu, &dx, step as f32, &dv);
                     let below = gpu.f32(dx.shape());
                     // The cloned rows go with the first pull.
-                    let end = if i + 1 == t { t * block + cloned } else { (i + 1) * block };
+                    let end = if i + 1 == t {
+                        t * block + cloned
+                    } else {
+                        (i + 1) * block
+                    };
                     gpu.phase(if i + 1 == t { &phases } else { &phases[..1] });
                     back.pull(i * block..end, Some((&dx, &below)));
                     dx = below;
@@ -314,8 +418,14 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         let through_features = dfeatures.map(|d| features_backward(learner, &layout, &who, k, &d));
         let incoming = match (&through_features, config.features) {
             (None, _) => Incoming::default(),
-            (Some(d), Features::Embedding) => Incoming { tokens: Some(d), out: None },
-            (Some(d), Features::Llm) => Incoming { tokens: None, out: Some(d) },
+            (Some(d), Features::Embedding) => Incoming {
+                tokens: Some(d),
+                out: None,
+            },
+            (Some(d), Features::Llm) => Incoming {
+                tokens: None,
+                out: Some(d),
+            },
         };
         let grads = &learner.grads;
         let trainable = config.trainable;
@@ -325,7 +435,9 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         .prefix;
         if let (Some(own), Some(again)) = (&own, again) {
             let incoming = Incoming::default();
-            prefix::backward(gpu, &net, grads, own, again, &state, &cache, &dcache, incoming, trainable);
+            prefix::backward(
+                gpu, &net, grads, own, again, &state, &cache, &dcache, incoming, trainable,
+            );
         }
     }
     Outcome {
@@ -361,7 +473,10 @@ fn pool(learner: &Learner, layout: &PrefixLayout, rows: &Tensor, state: &Tensor)
     let (gpu, d) = (&learner.gpu, &learner.critic_dims);
     let features = gpu.f32([state.dim(0), d.observation()]);
     mean_pool::forward(gpu, rows, layout.pool(), &features);
-    let (from, to) = (Rect::rows(state, state.dim(1)), Rect::from(&features, d.observation(), d.feature_width));
+    let (from, to) = (
+        Rect::rows(state, state.dim(1)),
+        Rect::from(&features, d.observation(), d.feature_width),
+    );
     blocks::copy(gpu, from, to, state.dim(0), d.real_action_dim, false);
     features
 }
@@ -387,7 +502,9 @@ fn features_backward(learner: &Learner, layout: &PrefixLayout, who: &Who, k: usi
 
 /// Entropy estimate of the candidates, and the temperature's loss and gradient.
 fn spread(learner: &Learner, metrics: &Metrics, candidates: &Tensor, per_actor: f32) {
-    let (Some(temperature), Some(config)) = (&learner.temperature, &learner.config.temperature) else { return };
+    let (Some(temperature), Some(config)) = (&learner.temperature, &learner.config.temperature) else {
+        return;
+    };
     let (gpu, n) = (&learner.gpu, learner.config.candidates);
     let width = learner.dims.action_horizon * learner.dims.action_dim;
     let actors = candidates.len() / (n * width);
@@ -397,12 +514,25 @@ fn spread(learner: &Learner, metrics: &Metrics, candidates: &Tensor, per_actor: 
     reduce::weighted_sum(gpu, &log_var, None, per_actor, &slot, true);
     // The estimate is complete after the last micro-batch; until then this is overwritten.
     let loss = metrics.slot(Slot::TemperatureLoss);
-    entropy::temperature(gpu, &temperature.log_alpha, &slot, config.target_entropy, &loss, &temperature.grad);
+    entropy::temperature(
+        gpu,
+        &temperature.log_alpha,
+        &slot,
+        config.target_entropy,
+        &loss,
+        &temperature.grad,
+    );
 }
 
 /// Noise of all sequences, in their order, scaled by nothing: the loader scales it.
 fn initial_noise(batch: &MicroBatch, who: &Who, n: usize, b: usize, width: usize) -> Vec<f32> {
-    let of_candidate = |i: usize| pick_rows(&batch.noise.candidates[i * b * width..(i + 1) * b * width], width, &who.actors);
+    let of_candidate = |i: usize| {
+        pick_rows(
+            &batch.noise.candidates[i * b * width..(i + 1) * b * width],
+            width,
+            &who.actors,
+        )
+    };
     let mut noise: Vec<f32> = (0..n).flat_map(of_candidate).collect();
     noise.extend(pick_rows(&batch.noise.next, width, &who.boots));
     noise
@@ -417,7 +547,10 @@ fn clone_weights(batch: &MicroBatch, who: &Who, h: usize) -> Vec<f32> {
     let share = 1.0 / (batch.totals.positives.max(1) * h) as f32;
     let weight = |&j: &usize| {
         let positive = batch.positive[j] as u8 as f32;
-        batch.action_valid[j * h..(j + 1) * h].iter().map(move |v| v * positive * share).collect::<Vec<_>>()
+        batch.action_valid[j * h..(j + 1) * h]
+            .iter()
+            .map(move |v| v * positive * share)
+            .collect::<Vec<_>>()
     };
     who.cloned.iter().flat_map(weight).collect()
 }
@@ -431,7 +564,9 @@ fn seen_by(
     h: usize,
 ) -> Vec<KeyRun> {
     let replays = |sample: usize| -> Vec<(usize, usize)> {
-        let Some(i) = who.actors.iter().position(|&j| j == sample) else { return Vec::new() };
+        let Some(i) = who.actors.iter().position(|&j| j == sample) else {
+            return Vec::new();
+        };
         (0..repeats).map(|r| ((r * actors + i) * h, h)).collect()
     };
     let clones = |sample: usize| -> Vec<(usize, usize)> {
@@ -439,7 +574,11 @@ fn seen_by(
         i.map(|i| ((repeats * actors + i) * h, h)).into_iter().collect()
     };
     debug_assert_eq!(who.cloned.len(), cloned);
-    let run = |cached: CachedRun, queries| KeyRun { k_row0: cached.row0, k_rows: cached.rows, queries };
+    let run = |cached: CachedRun, queries| KeyRun {
+        k_row0: cached.row0,
+        k_rows: cached.rows,
+        queries,
+    };
     let mut runs = Vec::new();
     for (sample, &cached) in layout.cached.iter().enumerate() {
         let mut queries = replays(sample);

@@ -58,7 +58,10 @@ pub struct Report {
 
 impl Report {
     pub(crate) fn new(group: &str) -> Report {
-        Report { group: group.into(), ..Report::default() }
+        Report {
+            group: group.into(),
+            ..Report::default()
+        }
     }
 
     /// Did everything pass, and was there anything to check?
@@ -68,21 +71,43 @@ impl Report {
 
     /// The row that is nearest to (or furthest beyond) its tolerance.
     pub fn worst(&self) -> Option<&Row> {
-        let share = |r: &Row| if r.tolerance > 0.0 { r.error / r.tolerance } else { r.error };
+        let share = |r: &Row| {
+            if r.tolerance > 0.0 {
+                r.error / r.tolerance
+            } else {
+                r.error
+            }
+        };
         self.rows.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
     }
 
     /// Adds a comparison.
     pub(crate) fn compare(&mut self, tensor: impl Into<String>, kind: Kind, got: &[f32], want: &[f32]) {
         let tolerance = kind.tolerance(want);
-        let error = if got.len() == want.len() { error(kind, got, want) } else { f64::INFINITY };
+        let error = if got.len() == want.len() {
+            error(kind, got, want)
+        } else {
+            f64::INFINITY
+        };
         let passed = error <= tolerance;
-        self.rows.push(Row { tensor: tensor.into(), kind, error, tolerance, elements: want.len(), passed });
+        self.rows.push(Row {
+            tensor: tensor.into(),
+            kind,
+            error,
+            tolerance,
+            elements: want.len(),
+            passed,
+        });
     }
 }
 
 fn norm(values: &[f32]) -> f64 {
-    values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt().max(1e-150)
+    values
+        .iter()
+        .map(|&v| f64::from(v).powi(2))
+        .sum::<f64>()
+        .sqrt()
+        .max(1e-150)
 }
 
 fn error(kind: Kind, got: &[f32], want: &[f32]) -> f64 {
@@ -100,7 +125,11 @@ fn error(kind: Kind, got: &[f32], want: &[f32]) -> f64 {
     };
     match kind {
         Kind::Exact => {
-            if got.iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits()) { 0.0 } else { f64::INFINITY }
+            if got.iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits()) {
+                0.0
+            } else {
+                f64::INFINITY
+            }
         }
         Kind::Zero(_) => largest(Box::new(pairs().map(|(g, _)| g.abs()))),
         Kind::Absolute(_) => largest(Box::new(pairs().map(|(g, w)| (g - w).abs()))),
@@ -113,7 +142,11 @@ fn error(kind: Kind, got: &[f32], want: &[f32]) -> f64 {
             let scale = want.iter().fold(0.0f64, |a, &w| a.max((w as f64).abs()));
             let worst = largest(Box::new(pairs().map(|(g, w)| (g - w).abs())));
             // A tensor of zeros must come out as zeros to within f32 rounding of its inputs.
-            if scale == 0.0 { if worst <= 1e-7 { 0.0 } else { f64::INFINITY } } else { worst / scale }
+            if scale == 0.0 {
+                if worst <= 1e-7 { 0.0 } else { f64::INFINITY }
+            } else {
+                worst / scale
+            }
         }
     }
 }
@@ -124,7 +157,11 @@ impl fmt::Display for Report {
         writeln!(f, "{}: {} tensors", self.group, self.rows.len())?;
         for r in &self.rows {
             let mark = if r.passed { "ok" } else { "FAIL" };
-            writeln!(f, "  {:width$}  {:>10.2e} of {:>8.1e}  {mark}", r.tensor, r.error, r.tolerance)?;
+            writeln!(
+                f,
+                "  {:width$}  {:>10.2e} of {:>8.1e}  {mark}",
+                r.tensor, r.error, r.tolerance
+            )?;
         }
         for name in &self.unknown {
             writeln!(f, "  {name}: no check for this here  FAIL")?;
@@ -150,7 +187,10 @@ mod tests {
         assert!(row(Kind::Gradient, &[1.0, 0.0004], &[1.0, 0.0]));
         assert!(!row(Kind::Forward, &[f32::NAN, 0.0], &[1.0, 0.0]));
         assert!(!row(Kind::Forward, &[1.0], &[1.0, 0.0]), "missing elements");
-        let update = |rounding| Kind::Update { relative: 1e-3, rounding };
+        let update = |rounding| Kind::Update {
+            relative: 1e-3,
+            rounding,
+        };
         assert!(!row(update(0.0), &[f32::NAN], &[1.0]));
         assert!(row(update(0.0), &[1.0009], &[1.0]) && !row(update(0.0), &[1.0011], &[1.0]));
         assert!(row(update(1e-8), &[1.2e-7], &[1.1e-7]) && !row(update(1e-8), &[1.3e-7], &[1.1e-7]));

@@ -11,10 +11,16 @@ use crate::model::dims::CriticDims;
 /// coordinates are read.
 pub(super) fn op_case(c: &mut Case<'_>) -> Result<()> {
     let (features, actions) = (c.tensor("in/feats")?, c.tensor("in/actions")?);
-    let [b, h, a] = *actions.shape() else { return Err(c.broken("actions are not [B, H, A]")) };
+    let [b, h, a] = *actions.shape() else {
+        return Err(c.broken("actions are not [B, H, A]"));
+    };
     let mut layers = Vec::new();
     let mut hidden = Vec::new();
-    while c.f.get(&c.name(&format!("in/critic.layers.{}.linear.weight", layers.len()))).is_some() {
+    while c
+        .f
+        .get(&c.name(&format!("in/critic.layers.{}.linear.weight", layers.len())))
+        .is_some()
+    {
         let part = |what: &str| c.tensor(&format!("in/critic.layers.{}.{what}", layers.len()));
         let layer = CriticLayer {
             linear: (part("linear.weight")?, part("linear.bias")?),
@@ -24,7 +30,9 @@ pub(super) fn op_case(c: &mut Case<'_>) -> Result<()> {
         layers.push(layer);
     }
     let first = layers.first().ok_or_else(|| c.broken("there is no hidden layer"))?;
-    let [e, _, input] = *first.linear.0.shape() else { return Err(c.broken("weights are not [E, out, in]")) };
+    let [e, _, input] = *first.linear.0.shape() else {
+        return Err(c.broken("weights are not [E, out, in]"));
+    };
     let real = (input - features.dim(1)) / h;
     // The features given here include the state, so the dimension that splits them does not matter.
     let d = CriticDims {
@@ -34,7 +42,10 @@ pub(super) fn op_case(c: &mut Case<'_>) -> Result<()> {
         real_action_dim: real,
         action_horizon: h,
     };
-    let p = CriticParams { layers, out: (c.tensor("in/critic.out.weight")?, c.tensor("in/critic.out.bias")?) };
+    let p = CriticParams {
+        layers,
+        out: (c.tensor("in/critic.out.weight")?, c.tensor("in/critic.out.bias")?),
+    };
     let zeros = |t: &Tensor| c.zeros(t);
     let grads = CriticParams {
         layers: p
@@ -54,11 +65,18 @@ pub(super) fn op_case(c: &mut Case<'_>) -> Result<()> {
     let sample = gpu.upload_u32(&(0..b as u32).collect::<Vec<_>>(), [b]);
     critic::observe(gpu, &p, &d, &features, &half);
     critic::flatten(gpu, &d, &actions, a, &flat);
-    let rows = Rows { half: &half, sample: &sample, actions: &flat };
+    let rows = Rows {
+        half: &half,
+        sample: &sample,
+        actions: &flat,
+    };
     let tape = critic::forward(gpu, &p, &d, rows, None, &q);
     let (dflat, dfeatures, dactions) = (c.like(&flat), c.like(&features), c.like(&actions));
-    let wanted =
-        Wanted { params: Some((&grads, &features)), actions: Some(&dflat), features: Some(&dfeatures) };
+    let wanted = Wanted {
+        params: Some((&grads, &features)),
+        actions: Some(&dflat),
+        features: Some(&dfeatures),
+    };
     critic::backward(gpu, &p, &d, rows, None, &tape, &c.tensor("cot/dy")?, wanted);
     critic::unflatten(gpu, &d, &dflat, a, &dactions);
 

@@ -46,7 +46,10 @@ pub struct Fixture {
 
 /// Folder and name of the groups that `path` stands for.
 pub(super) fn groups(path: &Path) -> Result<Vec<PathBuf>> {
-    let file_error = |e: std::io::Error| VerifyError::File { path: path.into(), why: e.to_string() };
+    let file_error = |e: std::io::Error| VerifyError::File {
+        path: path.into(),
+        why: e.to_string(),
+    };
     if path.is_dir() {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(path).map_err(file_error)? {
@@ -77,18 +80,27 @@ pub(super) fn groups(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+    path.file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// `GROUP.safetensors` and `GROUP.*.safetensors`.
 fn tensor_files(stem: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let folder = stem.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = stem
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let name = name_of(stem);
     let mut files = Vec::new();
-    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(files) };
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Ok(files);
+    };
     for entry in entries.flatten() {
         let file = name_of(&entry.path());
-        let Some(rest) = file.strip_prefix(&name).and_then(|r| r.strip_suffix(".safetensors")) else { continue };
+        let Some(rest) = file.strip_prefix(&name).and_then(|r| r.strip_suffix(".safetensors")) else {
+            continue;
+        };
         match rest.strip_prefix('.') {
             None if rest.is_empty() => files.push((String::new(), entry.path())),
             Some(part) if !part.contains('.') => files.push((part.to_string(), entry.path())),
@@ -105,19 +117,32 @@ impl Fixture {
         let name = name_of(stem);
         let json_path = stem.with_file_name(format!("{name}.json"));
         let read = |path: &Path| {
-            std::fs::read(path).map_err(|e| VerifyError::File { path: path.into(), why: e.to_string() })
+            std::fs::read(path).map_err(|e| VerifyError::File {
+                path: path.into(),
+                why: e.to_string(),
+            })
         };
-        let json = serde_json::from_slice(&read(&json_path)?)
-            .map_err(|e| VerifyError::File { path: json_path.clone(), why: e.to_string() })?;
+        let json = serde_json::from_slice(&read(&json_path)?).map_err(|e| VerifyError::File {
+            path: json_path.clone(),
+            why: e.to_string(),
+        })?;
         let mut tensors = BTreeMap::new();
         for (part, path) in tensor_files(stem)? {
             let bytes = read(&path)?;
-            let file = SafeTensors::deserialize(&bytes)
-                .map_err(|e| VerifyError::File { path: path.clone(), why: e.to_string() })?;
+            let file = SafeTensors::deserialize(&bytes).map_err(|e| VerifyError::File {
+                path: path.clone(),
+                why: e.to_string(),
+            })?;
             for (tensor, view) in file.iter() {
-                let array = array(&view)
-                    .ok_or_else(|| VerifyError::File { path: path.clone(), why: format!("{tensor} has an unexpected type {:?}", view.dtype()) })?;
-                let key = if part.is_empty() { tensor.to_string() } else { format!("{part}:{tensor}") };
+                let array = array(&view).ok_or_else(|| VerifyError::File {
+                    path: path.clone(),
+                    why: format!("{tensor} has an unexpected type {:?}", view.dtype()),
+                })?;
+                let key = if part.is_empty() {
+                    tensor.to_string()
+                } else {
+                    format!("{part}:{tensor}")
+                };
                 tensors.insert(key, array);
             }
         }
@@ -186,7 +211,10 @@ impl Fixture {
 
     /// The error for a group that is not as it should be.
     pub fn broken(&self, what: String) -> VerifyError {
-        VerifyError::Format { group: self.name.clone(), what }
+        VerifyError::Format {
+            group: self.name.clone(),
+            what,
+        }
     }
 }
 
@@ -199,5 +227,8 @@ fn array(view: &safetensors::tensor::TensorView<'_>) -> Option<Array> {
         Dtype::U8 => Values::U8(data.to_vec()),
         _ => return None,
     };
-    Some(Array { shape: view.shape().to_vec(), values })
+    Some(Array {
+        shape: view.shape().to_vec(),
+        values,
+    })
 }

@@ -11,7 +11,9 @@ use crate::step::batch::{Observations, Pictures};
 /// A whole number of the description.
 pub(super) fn whole(f: &Fixture, pointer: &str) -> Result<usize> {
     let value = f.json.pointer(pointer).and_then(Value::as_u64);
-    value.map(|v| v as usize).ok_or_else(|| f.broken(format!("the description has no whole number at {pointer}")))
+    value
+        .map(|v| v as usize)
+        .ok_or_else(|| f.broken(format!("the description has no whole number at {pointer}")))
 }
 
 /// A string of the description.
@@ -30,11 +32,20 @@ pub(super) fn policy_dims(f: &Fixture) -> Result<Pi0Dims> {
     let dims = Pi0Dims {
         image_size: n("image_size")?,
         patch: n("patch")?,
-        vision: StackDims { width: n("vit_width")?, mlp: n("vit_mlp")? },
+        vision: StackDims {
+            width: n("vit_width")?,
+            mlp: n("vit_mlp")?,
+        },
         vision_depth: n("vit_depth")?,
         vision_heads: n("vit_heads")?,
-        language: StackDims { width: n("vlm_width")?, mlp: n("vlm_mlp")? },
-        expert: StackDims { width: n("expert_width")?, mlp: n("expert_mlp")? },
+        language: StackDims {
+            width: n("vlm_width")?,
+            mlp: n("vlm_mlp")?,
+        },
+        expert: StackDims {
+            width: n("expert_width")?,
+            mlp: n("expert_mlp")?,
+        },
         depth: n("depth")?,
         heads: n("heads")?,
         kv_heads: n("kv_heads")?,
@@ -82,7 +93,9 @@ pub(super) fn parameters<'a>(
     prefix: &str,
     tensors: impl Iterator<Item = &'a ParamTensor>,
 ) -> Result<std::collections::HashMap<String, Vec<f32>>> {
-    tensors.map(|p| Ok((p.name.clone(), parameter(f, prefix, p)?))).collect()
+    tensors
+        .map(|p| Ok((p.name.clone(), parameter(f, prefix, p)?)))
+        .collect()
 }
 
 /// Reads a store back as name → values.
@@ -100,7 +113,9 @@ pub(super) fn observations(f: &Fixture, prefix: &str, d: &Pi0Dims) -> Result<Obs
     let fits = state.len() == b * d.action_dim && b > 0 && tokens.len() == b * length && valid.len() == tokens.len();
     if !fits || length > d.max_token_len {
         let sizes = (state.len(), tokens.len(), valid.len());
-        return Err(f.broken(format!("{prefix}state, tokens and token_mask have {sizes:?} elements, which do not fit together")));
+        return Err(f.broken(format!(
+            "{prefix}state, tokens and token_mask have {sizes:?} elements, which do not fit together"
+        )));
     }
     let area = d.image_size * d.image_size * 3;
     let mut cameras = vec![Vec::new(); b];
@@ -110,7 +125,10 @@ pub(super) fn observations(f: &Fixture, prefix: &str, d: &Pi0Dims) -> Result<Obs
         let name = key(&format!("images/{camera}"));
         let values = f.f32(&name)?;
         if values.len() != b * area || present.len() != b {
-            return Err(f.broken(format!("{name} or its mask does not hold {b} pictures of {0} x {0}", d.image_size)));
+            return Err(f.broken(format!(
+                "{name} or its mask does not hold {b} pictures of {0} x {0}",
+                d.image_size
+            )));
         }
         present.iter().zip(&mut cameras).for_each(|(&on, all)| all.push(on));
         pictures.push(values);
@@ -118,14 +136,19 @@ pub(super) fn observations(f: &Fixture, prefix: &str, d: &Pi0Dims) -> Result<Obs
     let prompts = (0..b).map(|i| {
         let line = i * length..(i + 1) * length;
         let kept = tokens[line.clone()].iter().zip(&valid[line]).filter(|(_, on)| **on);
-        kept.map(|(&token, _)| u32::try_from(token).ok().filter(|&t| (t as usize) < d.vocab)).collect::<Option<Vec<u32>>>()
+        kept.map(|(&token, _)| u32::try_from(token).ok().filter(|&t| (t as usize) < d.vocab))
+            .collect::<Option<Vec<u32>>>()
     });
     let prompts: Option<Vec<Vec<u32>>> = prompts.collect();
     let prompts = prompts.ok_or_else(|| f.broken(format!("{prefix}tokens has ids outside the vocabulary")))?;
     let masks = ObservationMasks { cameras, prompts };
     let picture = |(i, c): (usize, usize)| pictures[c][i * area..(i + 1) * area].to_vec();
     let present = masks.pictures().into_iter().flat_map(picture).collect();
-    Ok(Observations { masks, pictures: Pictures::Floats(present), state })
+    Ok(Observations {
+        masks,
+        pictures: Pictures::Floats(present),
+        state,
+    })
 }
 
 /// Rows of `[B, L, …]` prefix tensors that stand for packed rows, in their order: `(sample, position)`.

@@ -8,6 +8,7 @@ mod compare;
 mod critic;
 mod data_ops;
 mod fixture;
+mod group;
 mod inputs;
 mod ops;
 mod policy;
@@ -22,11 +23,14 @@ use crate::gpu::{Gpu, GpuError};
 
 pub use compare::{Kind, Report, Row};
 pub use fixture::{Array, Fixture, Values};
+pub use group::TrainingGroup;
 
 /// Why a fixture could not be checked at all (a number that is off is a row of the [`Report`], not an error).
 #[derive(Debug, Error)]
 pub enum VerifyError {
-    #[error("{path}: no fixture groups here; a group is NAME.json with NAME.safetensors or NAME.*.safetensors beside it")]
+    #[error(
+        "{path}: no fixture groups here; a group is NAME.json with NAME.safetensors or NAME.*.safetensors beside it"
+    )]
     NothingFound { path: PathBuf },
     #[error("{path} cannot be read: {why}")]
     File { path: PathBuf, why: String },
@@ -52,7 +56,7 @@ pub fn run(gpu: &Gpu, group: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Rep
     match () {
         () if has("ops") => ops::run(gpu, &fixture, wanted, &mut report)?,
         () if has("groups") => data_ops::run(&fixture, wanted, &mut report)?,
-        () if has("dims") && has("hyper") => training::run(gpu, &fixture, wanted, &mut report)?,
+        () if has("dims") && has("hyper") => training::run(gpu, fixture, wanted, &mut report)?,
         () if has("dims") => policy::run(gpu, &fixture, wanted, &mut report)?,
         () => {
             return Err(VerifyError::Format {

@@ -11,24 +11,30 @@ use crate::ops::embedding::{self, Lookup};
 use crate::ops::ensemble::{self, Aggregate, Rule};
 use crate::ops::gemm::{self, Act};
 use crate::ops::layer_norm::{self, LayerNorm};
+use crate::ops::lr_schedule::warmup_cosine;
 use crate::ops::mean_pool::{self, Runs};
 use crate::ops::rms_norm::{self, Modulation};
 use crate::ops::rope::{self, Heads};
 use crate::ops::td::{self, TdLoss};
-use crate::ops::lr_schedule::warmup_cosine;
 use crate::ops::{column_sum, entropy, fill, flow, geglu, patch_embed, reduce, softmax, time_embedding};
-
 
 /// Runs every operation of the group.
 pub(super) fn run(gpu: &Gpu, f: &Fixture, wanted: &dyn Fn(&str) -> bool, report: &mut Report) -> Result<()> {
     let mut ops: Vec<&str> = f.names().filter_map(|n| n.split_once('/')).map(|(op, _)| op).collect();
     ops.dedup();
     for op in ops {
-        let any = f.names().any(|n| n.split_once('/').is_some_and(|(o, _)| o == op) && wanted(n));
+        let any = f
+            .names()
+            .any(|n| n.split_once('/').is_some_and(|(o, _)| o == op) && wanted(n));
         if !any {
             continue;
         }
-        let mut case = Case { gpu, f, op, report: &mut *report };
+        let mut case = Case {
+            gpu,
+            f,
+            op,
+            report: &mut *report,
+        };
         match runner(op) {
             Some(runner) => runner(&mut case)?,
             None => report.unknown.push(op.to_string()),
@@ -154,7 +160,13 @@ fn rms_norm_case(c: &mut Case<'_>) -> Result<()> {
     let modulation = Modulation::Plain(&scale);
     rms_norm::forward(c.gpu, &x, modulation, &y);
     let backward = rms_norm::Backward {
-        x: &x, modulation, dy: &dy, around: None, dx: &dx, y: Some(&again), rstd: Some(&rstd),
+        x: &x,
+        modulation,
+        dy: &dy,
+        around: None,
+        dx: &dx,
+        y: Some(&again),
+        rstd: Some(&rstd),
     };
     rms_norm::backward(c.gpu, backward);
     rms_norm::backward_scale(c.gpu, &x, &rstd, &dy, &dscale);
@@ -168,7 +180,12 @@ fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
     // One modulation per sample: rows of sample b use line b.
     let shape = c.shape("in/x")?;
     let (b, l, d) = (shape[0], shape[1], shape[2]);
-    let (x, cond, w, bias) = (c.rows("in/x")?, c.rows("in/cond")?, c.tensor("in/w")?, c.tensor("in/b")?);
+    let (x, cond, w, bias) = (
+        c.rows("in/x")?,
+        c.rows("in/cond")?,
+        c.tensor("in/w")?,
+        c.tensor("in/b")?,
+    );
     let (dy, dgate) = (c.rows("cot/dy0")?, c.rows("cot/dy1")?);
     let groups: Vec<u32> = (0..b * l).map(|r| (r / l) as u32).collect();
     let starts: Vec<u32> = (0..=b).map(|i| (i * l) as u32).collect();
@@ -176,7 +193,10 @@ fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
 
     let table = c.gpu.f32([b, 3 * d]);
     gemm::nt(&cond, &w).bias(&bias).to(c.gpu, &table);
-    let modulation = Modulation::Adaptive { table: &table, groups: &groups };
+    let modulation = Modulation::Adaptive {
+        table: &table,
+        groups: &groups,
+    };
     let y = c.like(&x);
     rms_norm::forward(c.gpu, &x, modulation, &y);
     let gate = c.gpu.f32([b, d]);
@@ -190,7 +210,13 @@ fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
     );
     let (dx, again, rstd) = (c.like(&x), c.like(&x), rms_norm::rstd(c.gpu, b * l));
     let backward = rms_norm::Backward {
-        x: &x, modulation, dy: &dy, around: None, dx: &dx, y: Some(&again), rstd: Some(&rstd),
+        x: &x,
+        modulation,
+        dy: &dy,
+        around: None,
+        dx: &dx,
+        y: Some(&again),
+        rstd: Some(&rstd),
     };
     rms_norm::backward(c.gpu, backward);
     let dtable = c.gpu.f32([b, 3 * d]);
@@ -217,7 +243,12 @@ fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
 }
 
 fn layer_norm_case(c: &mut Case<'_>) -> Result<()> {
-    let (x, w, b, dy) = (c.rows("in/x")?, c.tensor("in/weight")?, c.tensor("in/bias")?, c.rows("cot/dy")?);
+    let (x, w, b, dy) = (
+        c.rows("in/x")?,
+        c.tensor("in/weight")?,
+        c.tensor("in/bias")?,
+        c.rows("cot/dy")?,
+    );
     let norm = LayerNorm::new(&w, &b);
     let (y, dx, again) = (c.like(&x), c.like(&x), c.like(&x));
     let (dw, db, stats) = (c.zeros(&w), c.zeros(&b), layer_norm::stats(c.gpu, x.dim(0)));
@@ -249,14 +280,19 @@ fn rope_case(c: &mut Case<'_>) -> Result<()> {
     let (b, l, n, k) = (shape[0], shape[1], shape[2], shape[3]);
     let heads = Heads { q: n, kv: n, dim: k };
     let positions = c.f.i32(&c.name("in/positions"))?;
-    let (low, high) = (positions.iter().min().copied().unwrap_or(0), positions.iter().max().copied().unwrap_or(0));
+    let (low, high) = (
+        positions.iter().min().copied().unwrap_or(0),
+        positions.iter().max().copied().unwrap_or(0),
+    );
     let table = rope::Table::new(c.gpu, low as i64, (high - low + 1) as usize, k);
     let lines: Vec<u32> = positions.iter().map(|p| (p - low) as u32).collect();
     let lines = c.gpu.upload_u32(&lines, [b * l]);
     // q, k and v all carry x: q and k must be turned, v must not.
     let fused = |host: &[f32]| -> Vec<f32> { host.chunks(n * k).flat_map(|row| [row, row, row].concat()).collect() };
     let pick = |host: &[f32], part: usize| -> Vec<f32> {
-        host.chunks(3 * n * k).flat_map(|row| row[part * n * k..(part + 1) * n * k].to_vec()).collect()
+        host.chunks(3 * n * k)
+            .flat_map(|row| row[part * n * k..(part + 1) * n * k].to_vec())
+            .collect()
     };
     for (input, output, backward) in [("in/x", "out/y", false), ("cot/dy", "grad/x", true)] {
         let kind = if backward { Kind::Gradient } else { Kind::Forward };
@@ -273,13 +309,19 @@ fn rope_case(c: &mut Case<'_>) -> Result<()> {
         let order: Vec<u32> = (0..(b * l) as u32).rev().collect();
         let reversed: Vec<f32> = host.chunks(n * k).rev().flat_map(|row| [row, row].concat()).collect();
         let kv = c.gpu.upload_f32(&reversed, [b * l, 2 * n * k]);
-        let cache = rope::Cache { kv: &kv, lines: &c.gpu.upload_u32(&order, [b * l]) };
+        let cache = rope::Cache {
+            kv: &kv,
+            lines: &c.gpu.upload_u32(&order, [b * l]),
+        };
         f(c.gpu, heads, &table, &lines, &rows, Some(cache));
         let got = if backward {
             pick(&c.gpu.read_f32(&rows)?, 1)
         } else {
             let kv = c.gpu.read_f32(&kv)?;
-            kv.chunks(2 * n * k).rev().flat_map(|row| row[..n * k].to_vec()).collect()
+            kv.chunks(2 * n * k)
+                .rev()
+                .flat_map(|row| row[..n * k].to_vec())
+                .collect()
         };
         c.check_host(output, kind, &got)?;
     }
@@ -290,8 +332,13 @@ fn rope_case(c: &mut Case<'_>) -> Result<()> {
 fn attn_mask_case(c: &mut Case<'_>) -> Result<()> {
     let (valid, starts) = (c.f.bool(&c.name("in/valid"))?, c.f.bool(&c.name("in/block_start"))?);
     let l = starts.len();
-    let block: Vec<usize> =
-        starts.iter().scan(0, |at, &s| { *at += s as usize; Some(*at) }).collect();
+    let block: Vec<usize> = starts
+        .iter()
+        .scan(0, |at, &s| {
+            *at += s as usize;
+            Some(*at)
+        })
+        .collect();
     let mut mask = Vec::new();
     let mut positions = Vec::new();
     for row in valid.chunks(l) {
@@ -345,7 +392,9 @@ fn attention_case(c: &mut Case<'_>) -> Result<()> {
         }
     }
     let pack = |from: &[f32], width: usize, at: &[(usize, usize)], per: usize| -> Vec<f32> {
-        at.iter().flat_map(|&(sample, r)| from[(sample * per + r) * width..][..width].to_vec()).collect()
+        at.iter()
+            .flat_map(|&(sample, r)| from[(sample * per + r) * width..][..width].to_vec())
+            .collect()
     };
     let mut packed_q = pack(&q, qw, &queries, t);
     for (row, &none) in packed_q.chunks_mut(qw).zip(&blind) {
@@ -355,26 +404,53 @@ fn attention_case(c: &mut Case<'_>) -> Result<()> {
     }
     let cache: Vec<f32> = lines
         .iter()
-        .flat_map(|&(sample, j)| [&key[(sample * s + j) * kw..][..kw], &value[(sample * s + j) * kw..][..kw]].concat())
+        .flat_map(|&(sample, j)| {
+            [
+                &key[(sample * s + j) * kw..][..kw],
+                &value[(sample * s + j) * kw..][..kw],
+            ]
+            .concat()
+        })
         .collect();
     let g_q = c.gpu.upload_f32(&packed_q, [queries.len(), qw]);
     let g_do = c.gpu.upload_f32(&pack(&dy, qw, &queries, t), [queries.len(), qw]);
     let g_kv = c.gpu.upload_f32(&cache, [lines.len(), 2 * kw]);
     let runs = sequences
         .iter()
-        .map(|q| KeyRun { k_row0: q.k_row0, k_rows: q.k_rows, queries: vec![(q.q_row0, q.q_rows)] })
+        .map(|q| KeyRun {
+            k_row0: q.k_row0,
+            k_rows: q.k_rows,
+            queries: vec![(q.q_row0, q.q_rows)],
+        })
         .collect();
     let (plan, key_plan) = (Plan::new(c.gpu, sequences), KeyPlan::new(c.gpu, runs));
     let keys = Keys::cache(&g_kv, heads);
 
     for method in crate::ops::attention::methods(heads) {
-        let attention = Attention { heads, method: Some(method) };
-        let (o, lse, delta) = (c.like(&g_q), c.gpu.f32([queries.len(), n]), c.gpu.f32([queries.len(), n]));
+        let attention = Attention {
+            heads,
+            method: Some(method),
+        };
+        let (o, lse, delta) = (
+            c.like(&g_q),
+            c.gpu.f32([queries.len(), n]),
+            c.gpu.f32([queries.len(), n]),
+        );
         let (dq, dkv) = (c.like(&g_q), c.like(&g_kv));
         attention.forward(c.gpu, &plan, Columns::all(&g_q), keys, None, &o, Some(&lse));
         let saved = Saved { o: &o, lse: &lse };
         let columns = Columns::all(&g_q);
-        attention.backward_queries(c.gpu, &plan, columns, keys, None, saved, &g_do, Columns::all(&dq), &delta);
+        attention.backward_queries(
+            c.gpu,
+            &plan,
+            columns,
+            keys,
+            None,
+            saved,
+            &g_do,
+            Columns::all(&dq),
+            &delta,
+        );
         let dkeys = Keys::cache(&dkv, heads);
         attention.backward_keys(c.gpu, &key_plan, columns, keys, saved, &g_do, &delta, dkeys, false);
 
@@ -414,7 +490,9 @@ fn softmax_case(c: &mut Case<'_>) -> Result<()> {
             if seen.is_empty() { (0..w).collect() } else { seen }
         })
         .collect();
-    let blind: Vec<bool> = (0..rows).map(|r| !mask[r * w..(r + 1) * w].iter().any(|&m| m)).collect();
+    let blind: Vec<bool> = (0..rows)
+        .map(|r| !mask[r * w..(r + 1) * w].iter().any(|&m| m))
+        .collect();
     let front = |x: &[f32], zero_blind: bool| -> Vec<f32> {
         let mut out = vec![0.0; x.len()];
         for r in 0..rows {
@@ -425,7 +503,10 @@ fn softmax_case(c: &mut Case<'_>) -> Result<()> {
         out
     };
     let lens: Vec<u32> = order.iter().map(|o| o.len() as u32).collect();
-    let (g_z, g_dy) = (c.gpu.upload_f32(&front(&z, true), [rows, w]), c.gpu.upload_f32(&front(&dy, false), [rows, w]));
+    let (g_z, g_dy) = (
+        c.gpu.upload_f32(&front(&z, true), [rows, w]),
+        c.gpu.upload_f32(&front(&dy, false), [rows, w]),
+    );
     let lens = c.gpu.upload_u32(&lens, [rows]);
     let (p, dz) = (c.like(&g_z), c.like(&g_z));
     softmax::forward(c.gpu, &g_z, &lens, 1.0, &p, None);
@@ -457,7 +538,9 @@ fn activation_case(c: &mut Case<'_>, f: Activation) -> Result<()> {
 fn geglu_case(c: &mut Case<'_>) -> Result<()> {
     let (x, down, dy) = (c.rows("in/x")?, c.tensor("in/down")?, c.rows("cot/dy")?);
     let (gate, up) = (c.host("in/gate")?, c.host("in/up")?);
-    let [d, f] = *down.shape() else { return Err(c.broken("down is not a matrix")) };
+    let [d, f] = *down.shape() else {
+        return Err(c.broken("down is not a matrix"));
+    };
     let m = x.dim(0);
     let w = c.gpu.upload_f32(&[gate, up].concat(), [2 * f, d]);
     let (gate_up, act, y) = (c.gpu.f32([m, 2 * f]), c.gpu.f32([m, f]), c.like(&dy));
@@ -484,7 +567,11 @@ fn gelu_mlp_case(c: &mut Case<'_>) -> Result<()> {
     let (fc2, b2, dy) = (c.tensor("in/fc2")?, c.tensor("in/b2")?, c.rows("cot/dy")?);
     let (m, f) = (x.dim(0), fc1.dim(0));
     let (pre, act, y) = (c.gpu.f32([m, f]), c.gpu.f32([m, f]), c.like(&dy));
-    gemm::nt(&x, &fc1).bias(&b1).act(Act::Gelu).save_pre(&pre).to(c.gpu, &act);
+    gemm::nt(&x, &fc1)
+        .bias(&b1)
+        .act(Act::Gelu)
+        .save_pre(&pre)
+        .to(c.gpu, &act);
     gemm::nt(&act, &fc2).bias(&b2).to(c.gpu, &y);
 
     let (dact, again) = (c.like(&act), c.like(&act));
@@ -505,8 +592,12 @@ fn gelu_mlp_case(c: &mut Case<'_>) -> Result<()> {
 }
 
 fn patch_embed_case(c: &mut Case<'_>) -> Result<()> {
-    let (image, weight, bias, dy) =
-        (c.tensor("in/image")?, c.tensor("in/weight")?, c.tensor("in/bias")?, c.rows("cot/dy")?);
+    let (image, weight, bias, dy) = (
+        c.tensor("in/image")?,
+        c.tensor("in/weight")?,
+        c.tensor("in/bias")?,
+        c.rows("cot/dy")?,
+    );
     let patch = weight.dim(3);
     let patches = c.gpu.f32([dy.dim(0), 3 * patch * patch]);
     let (y, dimage, dweight, dbias) = (c.like(&dy), c.like(&image), c.zeros(&weight), c.zeros(&bias));
@@ -525,16 +616,25 @@ fn vit_block_case(c: &mut Case<'_>) -> Result<()> {
     let (images, tokens, w) = (shape[0], shape[1], shape[2]);
     let (x, dy) = (c.rows("in/x")?, c.rows("cot/dy")?);
     let stack = |c: &Case<'_>, names: [&str; 3], what: &str| -> Result<Tensor> {
-        let parts: Vec<Vec<f32>> =
-            names.iter().map(|n| c.host(&format!("in/self_attn.{n}.{what}"))).collect::<Result<_>>()?;
+        let parts: Vec<Vec<f32>> = names
+            .iter()
+            .map(|n| c.host(&format!("in/self_attn.{n}.{what}")))
+            .collect::<Result<_>>()?;
         let flat = parts.concat();
-        Ok(if what == "weight" { c.gpu.upload_f32(&flat, [3 * w, w]) } else { c.gpu.upload_f32(&flat, [3 * w]) })
+        Ok(if what == "weight" {
+            c.gpu.upload_f32(&flat, [3 * w, w])
+        } else {
+            c.gpu.upload_f32(&flat, [3 * w])
+        })
     };
     let qkv = ["q_proj", "k_proj", "v_proj"];
     let params = VisionBlock {
         norm1: (c.tensor("in/layer_norm1.weight")?, c.tensor("in/layer_norm1.bias")?),
         qkv: (stack(c, qkv, "weight")?, stack(c, qkv, "bias")?),
-        out: (c.tensor("in/self_attn.out_proj.weight")?, c.tensor("in/self_attn.out_proj.bias")?),
+        out: (
+            c.tensor("in/self_attn.out_proj.weight")?,
+            c.tensor("in/self_attn.out_proj.bias")?,
+        ),
         norm2: (c.tensor("in/layer_norm2.weight")?, c.tensor("in/layer_norm2.bias")?),
         fc1: (c.tensor("in/mlp.fc1.weight")?, c.tensor("in/mlp.fc1.bias")?),
         fc2: (c.tensor("in/mlp.fc2.weight")?, c.tensor("in/mlp.fc2.bias")?),
@@ -544,10 +644,20 @@ fn vit_block_case(c: &mut Case<'_>) -> Result<()> {
     let want = c.host("out/y")?;
     let mut best: Option<(f64, Heads)> = None;
     for n in (1..=w).filter(|n| w % n == 0) {
-        let heads = Heads { q: n, kv: n, dim: w / n };
+        let heads = Heads {
+            q: n,
+            kv: n,
+            dim: w / n,
+        };
         let y = c.like(&x);
         siglip::block_forward(c.gpu, &params, heads, &layout, &x, &y, None);
-        let distance = c.gpu.read_f32(&y)?.iter().zip(&want).map(|(g, w)| (g - w).abs() as f64).sum::<f64>();
+        let distance = c
+            .gpu
+            .read_f32(&y)?
+            .iter()
+            .zip(&want)
+            .map(|(g, w)| (g - w).abs() as f64)
+            .sum::<f64>();
         if best.is_none_or(|(least, _)| distance < least) {
             best = Some((distance, heads));
         }
@@ -572,7 +682,10 @@ fn vit_block_case(c: &mut Case<'_>) -> Result<()> {
             c.gradient(&format!("{name}.bias"), bias)?;
         }
         for (i, name) in qkv.iter().enumerate() {
-            c.gradient(&format!("self_attn.{name}.weight"), &grads.qkv.0.rows(i * w..(i + 1) * w))?;
+            c.gradient(
+                &format!("self_attn.{name}.weight"),
+                &grads.qkv.0.rows(i * w..(i + 1) * w),
+            )?;
             let bias = &grads.qkv.1.rows(i * w..(i + 1) * w);
             if *name == "k_proj" {
                 // Softmax does not change when all keys move together: only rounding noise is here.
@@ -589,7 +702,10 @@ fn embedding_case(c: &mut Case<'_>) -> Result<()> {
     let (table, dy) = (c.tensor("in/table")?, c.rows("cot/dy")?);
     let tokens = c.f.i32(&c.name("in/tokens"))?;
     let scale = (table.dim(1) as f32).sqrt();
-    let lookup = Lookup::new(c.gpu, tokens.iter().enumerate().map(|(i, &t)| (t as u32, i as u32)).collect());
+    let lookup = Lookup::new(
+        c.gpu,
+        tokens.iter().enumerate().map(|(i, &t)| (t as u32, i as u32)).collect(),
+    );
     let (y, dtable) = (c.like(&dy), c.zeros(&table));
     // In two parts, as a table beyond the binding limit comes.
     let cut = table.dim(0) / 2;
@@ -616,10 +732,23 @@ fn mean_pool_case(c: &mut Case<'_>) -> Result<()> {
     let (tokens, valid, dy) = (c.host("in/tokens")?, c.f.bool(&c.name("in/valid"))?, c.rows("cot/dy")?);
     let kept: Vec<usize> = (0..b * l).filter(|&r| valid[r]).collect();
     let packed: Vec<f32> = kept.iter().flat_map(|&r| tokens[r * d..(r + 1) * d].to_vec()).collect();
-    let lens: Vec<u32> = valid.chunks(l).map(|v| v.iter().filter(|&&x| x).count() as u32).collect();
-    let starts: Vec<u32> = lens.iter().scan(0, |at, &n| { let s = *at; *at += n; Some(s) }).collect();
+    let lens: Vec<u32> = valid
+        .chunks(l)
+        .map(|v| v.iter().filter(|&&x| x).count() as u32)
+        .collect();
+    let starts: Vec<u32> = lens
+        .iter()
+        .scan(0, |at, &n| {
+            let s = *at;
+            *at += n;
+            Some(s)
+        })
+        .collect();
     let (starts, lens) = (c.gpu.upload_u32(&starts, [b]), c.gpu.upload_u32(&lens, [b]));
-    let runs = Runs { starts: &starts, lens: &lens };
+    let runs = Runs {
+        starts: &starts,
+        lens: &lens,
+    };
     let x = c.gpu.upload_f32(&packed, [kept.len(), d]);
     let (pool, dx) = (c.gpu.f32([b, d]), c.zeros(&x));
     mean_pool::forward(c.gpu, &x, runs, &pool);
@@ -635,7 +764,9 @@ fn mean_pool_case(c: &mut Case<'_>) -> Result<()> {
 
 fn huber_case(c: &mut Case<'_>) -> Result<()> {
     let delta = match c.op.strip_prefix("huber_delta") {
-        Some(text) => text.parse().map_err(|_| c.broken("the delta in its name is not a number"))?,
+        Some(text) => text
+            .parse()
+            .map_err(|_| c.broken("the delta in its name is not a number"))?,
         None => 1.0,
     };
     let (e, dy) = (c.tensor("in/e")?, c.tensor("cot/dy")?);
@@ -660,7 +791,10 @@ fn velocity_case(c: &mut Case<'_>) -> Result<()> {
 
 fn ensemble_case(c: &mut Case<'_>) -> Result<()> {
     let (q, dy) = (c.tensor("in/q")?, c.tensor("cot/dy")?);
-    let rule = Rule { how: Aggregate::Min, weights: &q };
+    let rule = Rule {
+        how: Aggregate::Min,
+        weights: &q,
+    };
     let (y, dq) = (c.like(&dy), c.like(&q));
     ensemble::forward(c.gpu, &q, rule, &y);
     ensemble::backward(c.gpu, &q, rule, &dy, &dq);
@@ -673,12 +807,22 @@ fn best_of_n_case(c: &mut Case<'_>) -> Result<()> {
     let shape = c.shape("in/q")?;
     let (n, e, b) = (shape[0], shape[1], shape[2]);
     let swap = |x: &[f32], outer: usize, inner: usize| -> Vec<f32> {
-        (0..inner * outer * b).map(|i| (i % b, i / b % outer, i / (b * outer))).map(|(s, o, i)| x[(o * inner + i) * b + s]).collect()
+        (0..inner * outer * b)
+            .map(|i| (i % b, i / b % outer, i / (b * outer)))
+            .map(|(s, o, i)| x[(o * inner + i) * b + s])
+            .collect()
     };
     let q = c.gpu.upload_f32(&swap(&c.host("in/q")?, n, e), [e, n * b]);
     let dy = c.tensor("cot/dy")?;
-    let rule = Rule { how: Aggregate::Min, weights: &q };
-    let (value, best, winner) = (c.gpu.f32([n * b]), c.gpu.f32([b]), c.gpu.alloc(crate::gpu::DType::U32, [b]));
+    let rule = Rule {
+        how: Aggregate::Min,
+        weights: &q,
+    };
+    let (value, best, winner) = (
+        c.gpu.f32([n * b]),
+        c.gpu.f32([b]),
+        c.gpu.alloc(crate::gpu::DType::U32, [b]),
+    );
     ensemble::forward(c.gpu, &q, rule, &value);
     ensemble::best_of_n(c.gpu, &value, &best, &winner);
     let (dvalue, dq) = (c.like(&value), c.like(&q));
@@ -706,7 +850,9 @@ fn entropy_case(c: &mut Case<'_>) -> Result<()> {
 
 /// Numbers in a description such as "warmup_cosine(peak 1e-2, end 1e-3, warmup 2, decay 6)".
 fn numbers(text: &str) -> Vec<f64> {
-    text.split(|ch: char| ch == ' ' || ch == ',' || ch == '(' || ch == ')').filter_map(|t| t.parse().ok()).collect()
+    text.split(|ch: char| ch == ' ' || ch == ',' || ch == '(' || ch == ')')
+        .filter_map(|t| t.parse().ok())
+        .collect()
 }
 
 fn adamw_case(c: &mut Case<'_>) -> Result<()> {
@@ -716,8 +862,14 @@ fn adamw_case(c: &mut Case<'_>) -> Result<()> {
         eps: c.number("eps")? as f32,
         weight_decay: c.number("weight_decay")? as f32,
     };
-    let text = c.f.json.pointer("/ops/adamw/lr").and_then(|v| v.as_str()).unwrap_or_default();
-    let [peak, end, warmup, decay] = numbers(text)[..4] else { return Err(c.broken("lr is not warmup_cosine(…)")) };
+    let text =
+        c.f.json
+            .pointer("/ops/adamw/lr")
+            .and_then(|v| v.as_str())
+            .unwrap_or_default();
+    let [peak, end, warmup, decay] = numbers(text)[..4] else {
+        return Err(c.broken("lr is not warmup_cosine(…)"));
+    };
     let grads = c.rows("in/grads")?;
     let n = grads.dim(1);
     let state = |from: Vec<f32>| c.gpu.upload_f32(&from, [n]);
@@ -733,8 +885,26 @@ fn adamw_case(c: &mut Case<'_>) -> Result<()> {
         reduce::squares(c.gpu, &[g.clone()], &squares);
         control.decide(c.gpu, &squares, &limits);
         let lr = warmup_cosine(step as u64, peak, end, warmup as u64, decay as u64) as f32;
-        let flat = Flat { p: &p, g: &g, m: &m, v: &v, average: None, compute: None };
-        adamw::step(c.gpu, adam, Update { lr, t: step as u64 + 1, rate: 0.0 }, &control, 0, flat);
+        let flat = Flat {
+            p: &p,
+            g: &g,
+            m: &m,
+            v: &v,
+            average: None,
+            compute: None,
+        };
+        adamw::step(
+            c.gpu,
+            adam,
+            Update {
+                lr,
+                t: step as u64 + 1,
+                rate: 0.0,
+            },
+            &control,
+            0,
+            flat,
+        );
         ps.extend(c.gpu.read_f32(&p)?);
         ms.extend(c.gpu.read_f32(&m)?);
         vs.extend(c.gpu.read_f32(&v)?);
@@ -748,7 +918,10 @@ fn lr_case(c: &mut Case<'_>) -> Result<()> {
     let (peak, end) = (c.number("peak")?, c.number("end")?);
     let (warmup, decay) = (c.number("warmup_steps")? as u64, c.number("decay_steps")? as u64);
     let steps = c.f.i32(&c.name("in/step"))?;
-    let lr: Vec<f32> = steps.iter().map(|&s| warmup_cosine(s as u64, peak, end, warmup, decay) as f32).collect();
+    let lr: Vec<f32> = steps
+        .iter()
+        .map(|&s| warmup_cosine(s as u64, peak, end, warmup, decay) as f32)
+        .collect();
     c.check_host("out/lr", Kind::Forward, &lr)
 }
 

@@ -24,7 +24,12 @@ use std::sync::Arc;
 pub(super) fn run(gpu: &Gpu, f: &Fixture, wanted: &dyn Fn(&str) -> bool, report: &mut Report) -> Result<()> {
     let dims = inputs::policy_dims(f)?;
     let policy = Policy::load(gpu, f, &dims)?;
-    let mut check = Check { f, wanted, report, names: Vec::new() };
+    let mut check = Check {
+        f,
+        wanted,
+        report,
+        names: Vec::new(),
+    };
     let any = |part: &str| f.names().any(|n| wanted(plain(n)) && plain(n).starts_with(part));
     let sampling = any("sample/") || any("grad_sample/");
     let loss = any("grad_loss/") || any("grad_tokens/");
@@ -90,7 +95,15 @@ impl Check<'_> {
 
     /// Whatever the group holds beside its inputs and what was compared is unknown.
     fn close(self) {
-        let inputs = ["obs/", "actions", "noise", "time", "prefix_mask", "sample/noise", "sample/cotangent"];
+        let inputs = [
+            "obs/",
+            "actions",
+            "noise",
+            "time",
+            "prefix_mask",
+            "sample/noise",
+            "sample/cotangent",
+        ];
         let input = |name: &str| name.starts_with("weights:") || inputs.iter().any(|i| plain(name).starts_with(i));
         let left = self.f.names().filter(|n| !input(n) && (self.wanted)(plain(n)));
         let unknown = left.filter(|n| !self.names.iter().any(|known| known == n));
@@ -104,7 +117,9 @@ pub(super) fn gradient_kind(f: &Fixture, prefix: &str, name: &str) -> Result<Kin
     match name.strip_suffix("k_proj.bias") {
         Some(stem) => {
             let beside = f.f32(&format!("{prefix}{stem}v_proj.bias"))?;
-            Ok(Kind::Zero(1e-4 * beside.iter().fold(0.0, |a, &v| f64::max(a, v.abs() as f64))))
+            Ok(Kind::Zero(
+                1e-4 * beside.iter().fold(0.0, |a, &v| f64::max(a, v.abs() as f64)),
+            ))
         }
         None => Ok(Kind::Gradient),
     }
@@ -119,7 +134,10 @@ fn rows_of(rows: &[(usize, usize)], values: &[f32], shape: &[usize]) -> Option<V
     let [_, length, rest @ ..] = shape else { return None };
     let width: usize = rest.iter().product();
     let row = |&(b, p): &(usize, usize)| values.get((b * length + p) * width..(b * length + p + 1) * width);
-    rows.iter().map(row).collect::<Option<Vec<_>>>().map(|rows| rows.concat())
+    rows.iter()
+        .map(row)
+        .collect::<Option<Vec<_>>>()
+        .map(|rows| rows.concat())
 }
 
 /// A policy on the device with its inputs.
@@ -147,7 +165,9 @@ impl<'a> Policy<'a> {
         weights.write(gpu, |p| values.remove(&p.name));
         let grads = ParamStore::zeros(gpu, placement, DType::F32, Scope::All);
         let observations = inputs::observations(f, "forward:obs/", dims)?;
-        let Pictures::Floats(pictures) = &observations.pictures else { unreachable!("groups hold float pictures") };
+        let Pictures::Floats(pictures) = &observations.pictures else {
+            unreachable!("groups hold float pictures")
+        };
         let (size, n) = (dims.image_size, observations.masks.pictures().len());
         Ok(Policy {
             gpu,
@@ -166,7 +186,12 @@ impl<'a> Policy<'a> {
     }
 
     fn net(&self) -> Net<'_> {
-        Net { dims: self.dims, params: &self.params, rope: &self.rope, dtype: DType::F32 }
+        Net {
+            dims: self.dims,
+            params: &self.params,
+            rope: &self.rope,
+            dtype: DType::F32,
+        }
     }
 
     fn masks(&self) -> &ObservationMasks {
@@ -184,11 +209,17 @@ impl<'a> Policy<'a> {
 
     fn cache(&self, layout: &PrefixLayout) -> Vec<Tensor> {
         let width = 2 * self.dims.attention().kv_width();
-        (0..self.dims.depth).map(|_| self.gpu.f32([layout.cache_rows, width])).collect()
+        (0..self.dims.depth)
+            .map(|_| self.gpu.f32([layout.cache_rows, width]))
+            .collect()
     }
 
     fn prefix(&self, layout: &PrefixLayout, cache: &[Tensor], depth: Depth) -> Prefix {
-        let options = PassOptions { keep: Some(Remat::None), depth, trainable: Trainable::ALL };
+        let options = PassOptions {
+            keep: Some(Remat::None),
+            depth,
+            trainable: Trainable::ALL,
+        };
         prefix::forward(self.gpu, &self.net(), layout, &self.images, &self.state, cache, options)
     }
 
@@ -214,7 +245,13 @@ impl<'a> Policy<'a> {
             return Err(self.wrong("forward:time"));
         }
         let x = self.gpu.f32(noise.shape());
-        flow::interpolate(self.gpu, &noise, &actions, &self.gpu.upload_f32(&time, [time.len()]), &x);
+        flow::interpolate(
+            self.gpu,
+            &noise,
+            &actions,
+            &self.gpu.upload_f32(&time, [time.len()]),
+            &x,
+        );
         Ok((time.iter().map(|&t| t as f64).collect(), noise, actions, x))
     }
 
@@ -225,7 +262,10 @@ impl<'a> Policy<'a> {
     /// Columns `from..from + width` of a matrix.
     fn columns(&self, t: &Tensor, from: usize, width: usize) -> Result<Vec<f32>> {
         let values = self.read(t)?;
-        Ok(values.chunks(t.dim(1)).flat_map(|row| row[from..from + width].to_vec()).collect())
+        Ok(values
+            .chunks(t.dim(1))
+            .flat_map(|row| row[from..from + width].to_vec())
+            .collect())
     }
 }
 
@@ -242,7 +282,17 @@ fn forward(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
     let rows = Rows::new(gpu, h, &layout.cached);
     let v = gpu.f32([b * h, d.action_dim]);
     let each = RowTimes::Each { groups: &index.groups };
-    let tape = suffix::forward(gpu, &net, &rows, &x, &times, each, &cache, Some(Remat::None), Output::Velocity(&v));
+    let tape = suffix::forward(
+        gpu,
+        &net,
+        &rows,
+        &x,
+        &times,
+        each,
+        &cache,
+        Some(Remat::None),
+        Output::Velocity(&v),
+    );
     let tape = tape.expect("a tape was asked for");
 
     let kept = |values: &[f32], shape: &[usize]| rows_of(&p.packed, values, shape);
@@ -264,10 +314,23 @@ fn forward(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
         // Pictures of absent cameras are not looked at.
         let t = d.image_tokens();
         let mine = |&&(_, at): &&(usize, usize)| at / t == camera && at < d.cameras.len() * t;
-        let of_camera: Vec<(usize, usize)> = p.packed.iter().filter(mine).map(|&(b, at)| (b, at - camera * t)).collect();
+        let of_camera: Vec<(usize, usize)> = p
+            .packed
+            .iter()
+            .filter(mine)
+            .map(|&(b, at)| (b, at - camera * t))
+            .collect();
         let width = d.language.width;
-        let got: Vec<f32> = p.packed.iter().zip(tokens.chunks(width)).filter(|(r, _)| mine(r)).flat_map(|(_, row)| row.to_vec()).collect();
-        c.forward(&format!("vision_tokens/{name}"), &got, |v, shape| rows_of(&of_camera, v, shape))?;
+        let got: Vec<f32> = p
+            .packed
+            .iter()
+            .zip(tokens.chunks(width))
+            .filter(|(r, _)| mine(r))
+            .flat_map(|(_, row)| row.to_vec())
+            .collect();
+        c.forward(&format!("vision_tokens/{name}"), &got, |v, shape| {
+            rows_of(&of_camera, v, shape)
+        })?;
     }
     if let Some(out) = &prefix.out {
         c.forward("prefix_out", &p.read(out)?, kept)?;
@@ -303,7 +366,11 @@ fn forward(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
             let mut got = p.columns(&cache[l], part * kv, kv)?;
             got.extend(p.columns(&tape.layers[l].qkv, heads.q_width() + part * kv, kv)?);
             let length = d.cameras.len() * d.image_tokens() + prompt_len(p)?;
-            let all: Vec<_> = cached.iter().copied().chain(action_rows.iter().map(|&(b, j)| (b, length + j))).collect();
+            let all: Vec<_> = cached
+                .iter()
+                .copied()
+                .chain(action_rows.iter().map(|&(b, j)| (b, length + j)))
+                .collect();
             c.forward(&format!("kv/layer{l}/{what}"), &got, |v, shape| rows_of(&all, v, shape))?;
             c.forward(&format!("sample/kv/layer{l}/{what}"), &of_prefix(part)?, kept)?;
         }
@@ -315,31 +382,56 @@ fn forward(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
         y
     };
     let action_out = match (&net.params.expert_norm, times.last()) {
-        (Norm::Adaptive(_), Some(table)) => normed(&tape.last, Modulation::Adaptive { table, groups: &index.groups }),
+        (Norm::Adaptive(_), Some(table)) => normed(
+            &tape.last,
+            Modulation::Adaptive {
+                table,
+                groups: &index.groups,
+            },
+        ),
         (Norm::Plain(scale), _) => normed(&tape.last, Modulation::Plain(scale)),
         (Norm::Adaptive(_), None) => unreachable!("an adaptive norm comes with its table"),
     };
-    let state_out = prefix_tape.hidden(d.depth - 1).and_then(|(_, s)| s).map(|s| match &net.params.expert_norm {
-        Norm::Plain(scale) => normed(s, Modulation::Plain(scale)),
-        Norm::Adaptive(_) => unreachable!("π₀.₅ has no state token"),
-    });
+    let state_out = prefix_tape
+        .hidden(d.depth - 1)
+        .and_then(|(_, s)| s)
+        .map(|s| match &net.params.expert_norm {
+            Norm::Plain(scale) => normed(s, Modulation::Plain(scale)),
+            Norm::Adaptive(_) => unreachable!("π₀.₅ has no state token"),
+        });
     c.forward("suffix_out", &joined(state_out.as_ref(), &action_out)?, in_suffix)?;
     if let TimeKind::Modulation(m) = &times.kind {
         c.forward("adarms_cond", &p.read(m.condition())?, whole)?;
     }
-    c.forward("suffix_tokens", &joined(prefix_tape.state(), &tape.layers[0].x)?, in_suffix)?;
+    c.forward(
+        "suffix_tokens",
+        &joined(prefix_tape.state(), &tape.layers[0].x)?,
+        in_suffix,
+    )?;
 
     // Positions count what is valid: the layout's, and behind them the chunk's.
     let mut positions: Vec<f32> = gpu.read_u32(&layout.positions)?.into_iter().map(|x| x as f32).collect();
     positions.extend(gpu.read_u32(&rows.positions)?.into_iter().map(|x| x as f32));
     let length = d.cameras.len() * d.image_tokens() + prompt_len(p)?;
-    let all: Vec<_> = p.packed.iter().copied().chain(suffix_rows.iter().map(|&(b, j)| (b, length + j))).collect();
-    c.one("forward", "positions", Kind::Exact, &positions, |v, shape| rows_of(&all, v, shape))?;
+    let all: Vec<_> = p
+        .packed
+        .iter()
+        .copied()
+        .chain(suffix_rows.iter().map(|&(b, j)| (b, length + j)))
+        .collect();
+    c.one("forward", "positions", Kind::Exact, &positions, |v, shape| {
+        rows_of(&all, v, shape)
+    })?;
 
     // Loss.
     c.forward("x_t", &p.read(&x)?, whole)?;
     c.forward("v_t", &p.read(&v)?, whole)?;
-    let velocity: Vec<f32> = p.read(&noise)?.iter().zip(p.read(&actions)?).map(|(n, a)| n - a).collect();
+    let velocity: Vec<f32> = p
+        .read(&noise)?
+        .iter()
+        .zip(p.read(&actions)?)
+        .map(|(n, a)| n - a)
+        .collect();
     c.forward("u_t", &velocity, whole)?;
     let (error, ones) = (gpu.f32([b * h]), gpu.upload_f32(&vec![1.0; b * h], [b * h]));
     flow::velocity_loss(gpu, &v, &noise, &actions, &ones, 1.0, &error, None);
@@ -367,8 +459,26 @@ fn loss_gradients(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
     let rows = Rows::new(gpu, h, &layout.cached);
     let (v, error) = (gpu.f32([b * h, d.action_dim]), gpu.f32([b * h]));
     let each = RowTimes::Each { groups: &index.groups };
-    let tape = suffix::forward(gpu, &net, &rows, &x, &times, each, &cache, Some(Remat::None), Output::Velocity(&v));
-    let back = SuffixBackward::new(gpu, &net, &rows, &times, &index, &cache, tape.expect("a tape was asked for"));
+    let tape = suffix::forward(
+        gpu,
+        &net,
+        &rows,
+        &x,
+        &times,
+        each,
+        &cache,
+        Some(Remat::None),
+        Output::Velocity(&v),
+    );
+    let back = SuffixBackward::new(
+        gpu,
+        &net,
+        &rows,
+        &times,
+        &index,
+        &cache,
+        tape.expect("a tape was asked for"),
+    );
     let weight = gpu.upload_f32(&vec![1.0 / (b * h) as f32; b * h], [b * h]);
     flow::velocity_loss(gpu, &v, &noise, &actions, &weight, 1.0, &error, Some(&back.dv));
     back.pull(0..b, None);
@@ -384,7 +494,9 @@ fn loss_gradients(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
     let mut dsuffix = tokens.state.as_ref().map_or(Ok(Vec::new()), |t| p.read(t))?;
     dsuffix.extend(dactions);
     c.one("grads", "grad_tokens/prefix", Kind::Gradient, &dprefix, kept)?;
-    c.one("grads", "grad_tokens/suffix", Kind::Gradient, &dsuffix, |v, shape| rows_of(&suffix, v, shape))?;
+    c.one("grads", "grad_tokens/suffix", Kind::Gradient, &dsuffix, |v, shape| {
+        rows_of(&suffix, v, shape)
+    })?;
     c.gradients("grad_loss", gpu, &p.grads)
 }
 
@@ -408,7 +520,18 @@ fn finish(
     back.finish(&keys, &dcache, Some(&p.grad_params));
     let (incoming, all) = (Incoming::default(), Trainable::ALL);
     let net = p.net();
-    Ok(prefix::backward(gpu, &net, &p.grad_params, layout, prefix, &p.state, cache, &dcache, incoming, all))
+    Ok(prefix::backward(
+        gpu,
+        &net,
+        &p.grad_params,
+        layout,
+        prefix,
+        &p.state,
+        cache,
+        &dcache,
+        incoming,
+        all,
+    ))
 }
 
 /// The sampling run: T Euler steps, then all of them again with gradients.
@@ -429,7 +552,10 @@ fn sample(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
     gpu.copy(&p.actions("forward:sample/noise")?, &at(0));
     for index in 0..t {
         let next = at(index + 1);
-        let output = Output::Step { next: &next, step: step as f32 };
+        let output = Output::Step {
+            next: &next,
+            step: step as f32,
+        };
         let all = RowTimes::All { index, zeros: &zeros };
         suffix::forward(gpu, &net, &one, &at(index), &times, all, &cache, None, output);
     }
@@ -442,12 +568,30 @@ fn sample(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
     let each = RowTimes::Each { groups: &index.groups };
     let v = gpu.f32([t * b * h, a]);
     let x = states.rows(0..t).view([t * b * h, a]);
-    let tape = suffix::forward(gpu, &net, &rows, &x, &times, each, &cache, Some(Remat::None), Output::Velocity(&v));
+    let tape = suffix::forward(
+        gpu,
+        &net,
+        &rows,
+        &x,
+        &times,
+        each,
+        &cache,
+        Some(Remat::None),
+        Output::Velocity(&v),
+    );
     c.forward("sample/v", &p.read(&v)?, whole)?;
     if p.f.get("forward:sample/cotangent").is_none() {
         return Ok(());
     }
-    let back = SuffixBackward::new(gpu, &net, &rows, &times, &index, &cache, tape.expect("a tape was asked for"));
+    let back = SuffixBackward::new(
+        gpu,
+        &net,
+        &rows,
+        &times,
+        &index,
+        &cache,
+        tape.expect("a tape was asked for"),
+    );
     fill::zero(gpu, &back.dv);
     let mut dx = p.actions("forward:sample/cotangent")?;
     for i in (0..t).rev() {

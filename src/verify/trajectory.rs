@@ -1,9 +1,9 @@
 //! Successive updates of a training group, in one piece and in micro-batches.
 
+use super::Result;
 use super::compare::Kind;
 use super::inputs;
 use super::training::Case;
-use super::Result;
 use crate::model::params::ParamStore;
 use crate::ops::lr_schedule::warmup_cosine;
 use crate::step::config::StepConfig;
@@ -14,26 +14,48 @@ use crate::step::schedule::micro_batch;
 /// Updates with batches `step0`, `step1`, …, each in `pieces` micro-batches, as training runs them: samples without
 /// weight are left out.
 pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
-    let how = if pieces == 1 { String::new() } else { format!(" ({pieces} micro-batches)") };
-    let config = StepConfig { skip_dead_rows: true, temperature: None, ..c.config()? };
-    let learner = c.learner(config)?;
+    let how = if pieces == 1 {
+        String::new()
+    } else {
+        format!(" ({pieces} micro-batches)")
+    };
+    let config = StepConfig {
+        skip_dead_rows: true,
+        temperature: None,
+        ..c.group.config()?
+    };
+    let learner = c.group.learner(c.gpu, config)?;
     let metrics = Metrics::new(c.gpu);
-    let (warmup, decay) = (c.hyper("warmup_steps")? as u64, c.hyper("decay_steps")? as u64);
+    let (warmup, decay) = (
+        c.group.hyper("warmup_steps")? as u64,
+        c.group.hyper("decay_steps")? as u64,
+    );
     let rate = |c: &Case<'_>, group: &str, step: u64| -> Result<f64> {
-        let (peak, end) = (c.hyper(&format!("{group}_peak_lr"))?, c.hyper(&format!("{group}_end_lr"))?);
+        let (peak, end) = (
+            c.group.hyper(&format!("{group}_peak_lr"))?,
+            c.group.hyper(&format!("{group}_end_lr"))?,
+        );
         Ok(warmup_cosine(step, peak, end, warmup, decay))
     };
-    let mut sum = Rates { pi0: 0.0, critic: 0.0, temperature: 0.0 };
+    let mut sum = Rates {
+        pi0: 0.0,
+        critic: 0.0,
+        temperature: 0.0,
+    };
     let mut step = 0;
-    while c.f.get(&format!("batches:step{step}/rewards")).is_some() {
+    while c.group.f.get(&format!("batches:step{step}/rewards")).is_some() {
         metrics.clear(c.gpu);
         for piece in 0..pieces {
-            let size = c.batch / pieces;
-            let batch = c.micro(step, piece * size..(piece + 1) * size)?;
+            let size = c.group.batch / pieces;
+            let batch = c.group.micro(step, piece * size..(piece + 1) * size)?;
             micro_batch(&learner, &metrics, &batch, true);
         }
         let number = step as u64;
-        let rates = Rates { pi0: rate(c, "pi0", number)?, critic: rate(c, "critic", number)?, temperature: 0.0 };
+        let rates = Rates {
+            pi0: rate(c, "pi0", number)?,
+            critic: rate(c, "critic", number)?,
+            temperature: 0.0,
+        };
         optimizer::update(&learner, &metrics, number, rates);
         let values = metrics.read(c.gpu)?;
         for (name, got) in [
@@ -45,9 +67,17 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
         ] {
             c.check_number(&format!("/training/log/{step}/{name}"), &how, Kind::Forward, got);
         }
-        let norms = [("pi0_grad_norm", values.pi0_norm()), ("critic_grad_norm", values.critic_norm())];
+        let norms = [
+            ("pi0_grad_norm", values.pi0_norm()),
+            ("critic_grad_norm", values.critic_norm()),
+        ];
         for (name, got) in norms {
-            c.check_number(&format!("/training/log/{step}/{name}"), &how, Kind::Gradient, got.into());
+            c.check_number(
+                &format!("/training/log/{step}/{name}"),
+                &how,
+                Kind::Gradient,
+                got.into(),
+            );
         }
         sum.pi0 += rates.pi0;
         sum.critic += rates.critic;
@@ -56,9 +86,23 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
         let after = format!("post:after{step}/");
         let (pi0, critic) = (&learner.pi0, &learner.critic);
         parameters(c, &after, "pi0", &how, &pi0.weights, ("weights:", sum.pi0, step))?;
-        parameters(c, &after, "critic", &how, &critic.weights, ("critic:online/", sum.critic, step))?;
+        parameters(
+            c,
+            &after,
+            "critic",
+            &how,
+            &critic.weights,
+            ("critic:online/", sum.critic, step),
+        )?;
         if let Some(target) = &critic.average {
-            parameters(c, &after, "target", &how, target, ("critic:online/", sum.critic, 2 * step))?;
+            parameters(
+                c,
+                &after,
+                "target",
+                &how,
+                target,
+                ("critic:online/", sum.critic, 2 * step),
+            )?;
         }
         if let Some(ema) = &pi0.average {
             parameters(c, &after, "ema", &how, ema, ("weights:", sum.pi0, 2 * step))?;
@@ -72,8 +116,11 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
     ] {
         let got = inputs::read(c.gpu, store)?;
         for (tensor, values) in got {
-            let kind = super::policy::gradient_kind(c.f, &format!("moments:{name}/"), &tensor)?;
-            c.check(&format!("moments:{name}/{tensor}"), &how, kind, &values)?;
+            let key = format!("moments:{name}/{tensor}");
+            if c.group.f.get(&key).is_some() {
+                let kind = super::policy::gradient_kind(&c.group.f, &format!("moments:{name}/"), &tensor)?;
+                c.check(&key, &how, kind, &values)?;
+            }
         }
     }
     Ok(())
@@ -89,7 +136,7 @@ fn parameters(
     store: &ParamStore,
     (start, rates, roundings): (&str, f64, usize),
 ) -> Result<()> {
-    if !c.f.names().any(|n| n.starts_with(&format!("{after}{part}/"))) {
+    if !c.group.f.names().any(|n| n.starts_with(&format!("{after}{part}/"))) {
         return Ok(());
     }
     let got = inputs::read(c.gpu, store)?;
@@ -101,7 +148,13 @@ fn parameters(
             // Its gradient is rounding noise, which Adam turns into steps of up to one learning rate.
             c.check(&key, how, Kind::Absolute(rates), moved)?;
         } else {
-            c.check_update(&key, how, moved, &c.f.f32(&format!("{start}{}", tensor.name))?, roundings)?;
+            c.check_update(
+                &key,
+                how,
+                moved,
+                &c.group.f.f32(&format!("{start}{}", tensor.name))?,
+                roundings,
+            )?;
         }
     }
     Ok(())

@@ -486,8 +486,7 @@ fn attend_key(
         sum[t] = sum[t] * shrink + p;
         #[unroll]
         for i in 0..dim {
-            acc[comptime!(t * dim + i)] =
-                fma(p, key[comptime!(dim + i)], acc[comptime!(t * dim + i)] * shrink);
+            acc[comptime!(t * dim + i)] = fma(p, key[comptime!(dim + i)], acc[comptime!(t * dim + i)] * shrink);
         }
     }
 }
@@ -667,13 +666,7 @@ fn pull_back_key(
 
 /// One query (q, do, lse, delta): adds to dk, dv.
 #[cube]
-fn push_back_query(
-    query: &Array<f32>,
-    inside: bool,
-    kv: &Array<f32>,
-    dkv: &mut Array<f32>,
-    #[comptime] dim: usize,
-) {
+fn push_back_query(query: &Array<f32>, inside: bool, kv: &Array<f32>, dkv: &mut Array<f32>, #[comptime] dim: usize) {
     let mut s = 0.0f32;
     let mut dp = 0.0f32;
     #[unroll]

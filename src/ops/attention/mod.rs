@@ -93,7 +93,11 @@ impl Plan {
     #[must_use]
     pub fn part(&self, range: Range<usize>) -> Plan {
         let sequences = self.sequences[range.clone()].to_vec();
-        Plan { table: self.table.rows(range), sequences, tables: Arc::default() }
+        Plan {
+            table: self.table.rows(range),
+            sequences,
+            tables: Arc::default(),
+        }
     }
 
     /// Number of (query row, key row) pairs.

@@ -23,11 +23,37 @@ fn case(q: usize, kv: usize, dim: usize) -> Case {
     // Three sequences: cached keys and own rows; own rows only as cache (self attention); a long one. Row 4 of the
     // queries belongs to none of them.
     let sequences = vec![
-        Sequence { q_row0: 0, q_rows: 4, k_row0: 3, k_rows: 11, own_row0: 0, own_rows: 4 },
-        Sequence { q_row0: 5, q_rows: 1, k_row0: 0, k_rows: 3, own_row0: 5, own_rows: 1 },
-        Sequence { q_row0: 6, q_rows: 9, k_row0: 14, k_rows: 21, own_row0: 6, own_rows: 9 },
+        Sequence {
+            q_row0: 0,
+            q_rows: 4,
+            k_row0: 3,
+            k_rows: 11,
+            own_row0: 0,
+            own_rows: 4,
+        },
+        Sequence {
+            q_row0: 5,
+            q_rows: 1,
+            k_row0: 0,
+            k_rows: 3,
+            own_row0: 5,
+            own_rows: 1,
+        },
+        Sequence {
+            q_row0: 6,
+            q_rows: 9,
+            k_row0: 14,
+            k_rows: 21,
+            own_row0: 6,
+            own_rows: 9,
+        },
     ];
-    Case { heads: Heads { q, kv, dim }, q_rows: 15, cache_rows: 36, sequences }
+    Case {
+        heads: Heads { q, kv, dim },
+        q_rows: 15,
+        cache_rows: 36,
+        sequences,
+    }
 }
 
 /// `fused [q_rows, (Hq + 2 Hkv) K]`, `cache [cache_rows, 2 Hkv K]`, `d_o [q_rows, Hq K]`.
@@ -93,7 +119,10 @@ fn run(q: usize, kv: usize, dim: usize, method: Method) {
     let gpu = gpu();
     let c = case(q, kv, dim);
     let h = c.heads;
-    let (fused, cache) = (normals(1, c.q_rows * h.fused()), normals(2, c.cache_rows * 2 * h.kv_width()));
+    let (fused, cache) = (
+        normals(1, c.q_rows * h.fused()),
+        normals(2, c.cache_rows * 2 * h.kv_width()),
+    );
     let d_o = normals(3, c.q_rows * h.q_width());
     let want = reference(&c, &f64s(&fused), &f64s(&cache), &f64s(&d_o));
     let name = format!("{q}/{kv}x{dim} {method:?}");
@@ -102,7 +131,10 @@ fn run(q: usize, kv: usize, dim: usize, method: Method) {
     let g_cache = gpu.upload_f32(&cache, [c.cache_rows, 2 * h.kv_width()]);
     let g_do = gpu.upload_f32(&d_o, [c.q_rows, h.q_width()]);
     let plan = Plan::new(&gpu, c.sequences.clone());
-    let attention = Attention { heads: h, method: Some(method) };
+    let attention = Attention {
+        heads: h,
+        method: Some(method),
+    };
     let (keys, own) = (Keys::cache(&g_cache, h), Keys::fused(&g_fused, h));
     // What no sequence writes must stay.
     let o = gpu.upload_f32(&vec![0.0; want.o.len()], [c.q_rows, h.q_width()]);
@@ -116,7 +148,15 @@ fn run(q: usize, kv: usize, dim: usize, method: Method) {
     let delta = gpu.f32([c.q_rows, h.q]);
     let saved = Saved { o: &o, lse: &lse };
     attention.backward_queries(
-        &gpu, &plan, Columns::all(&g_fused), keys, Some(own), saved, &g_do, Columns::all(&dfused), &delta,
+        &gpu,
+        &plan,
+        Columns::all(&g_fused),
+        keys,
+        Some(own),
+        saved,
+        &g_do,
+        Columns::all(&dfused),
+        &delta,
     );
     let own_runs = c.sequences.iter().map(|s| KeyRun {
         k_row0: s.own_row0,
@@ -126,7 +166,15 @@ fn run(q: usize, kv: usize, dim: usize, method: Method) {
     let own_plan = KeyPlan::new(&gpu, own_runs.collect());
     let q_columns = Columns::all(&g_fused);
     attention.backward_keys(
-        &gpu, &own_plan, q_columns, own, saved, &g_do, &delta, Keys::fused(&dfused, h), false,
+        &gpu,
+        &own_plan,
+        q_columns,
+        own,
+        saved,
+        &g_do,
+        &delta,
+        Keys::fused(&dfused, h),
+        false,
     );
     let mut want_fused = want.down.clone();
     for row in 0..c.q_rows {
@@ -140,12 +188,26 @@ fn run(q: usize, kv: usize, dim: usize, method: Method) {
     let mut runs: Vec<KeyRun> = c
         .sequences
         .iter()
-        .map(|s| KeyRun { k_row0: s.k_row0, k_rows: s.k_rows, queries: vec![(s.q_row0, s.q_rows)] })
+        .map(|s| KeyRun {
+            k_row0: s.k_row0,
+            k_rows: s.k_rows,
+            queries: vec![(s.q_row0, s.q_rows)],
+        })
         .collect();
     runs[2].queries = vec![(6, 4), (10, 5)];
     let dcache = gpu.upload_f32(&vec![0.5; cache.len()], [c.cache_rows, 2 * h.kv_width()]);
     let plan = KeyPlan::new(&gpu, runs);
-    attention.backward_keys(&gpu, &plan, q_columns, keys, saved, &g_do, &delta, Keys::cache(&dcache, h), true);
+    attention.backward_keys(
+        &gpu,
+        &plan,
+        q_columns,
+        keys,
+        saved,
+        &g_do,
+        &delta,
+        Keys::cache(&dcache, h),
+        true,
+    );
     let want_cache: Vec<f64> = want.dcache.iter().map(|v| v + 0.5).collect();
     check(&gpu, &format!("{name} dcache"), &dcache, &want_cache, 1e-5);
 }

@@ -245,7 +245,10 @@ fn half_precision_storage() {
 fn operands_beyond_the_binding_limit_are_cut() {
     let real = gpu();
     // A device whose bindings hold 4 KiB: the same products come out, in more launches.
-    let small = real.with_caps(|c| crate::gpu::Caps { max_binding_bytes: 4096, ..c });
+    let small = real.with_caps(|c| crate::gpu::Caps {
+        max_binding_bytes: 4096,
+        ..c
+    });
     let (m, n, k) = (40, 50, 30);
     let (a, b, r) = (normals(1, m * k), normals(2, n * k), normals(3, m * n));
     for (ta, tb) in [(false, true), (false, false), (true, false), (true, true)] {
