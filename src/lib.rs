@@ -1,4 +1,19 @@
-//! x
+//! acrlpd fine-tunes the π₀ vision-language-action model with action-chunked actor-critic reinforcement learning
+//! (ACRLPD), on one GPU interface for CUDA, Vulkan, Metal and DX12.
+//!
+//! The rooms of the crate, and which way data flows through them:
+//!
+//! ```text
+//! train ── step ── model ── ops ── gpu
+//!   ├── data         LeRobot episodes → chunk batches
+//!   ├── checkpoint   weights and training state on disk
+//!   └── config       what a run is told
+//! verify             golden fixtures → ops, model, step
+//! rng                every random number, by counter
+//! ```
+//! Nothing below [`train`] knows a file, a flag or a rank; nothing above [`ops`] knows a backend. The place to start
+//! reading is [`step::schedule`]: one batch, from observations to gradients.
+
 pub mod checkpoint;
 pub mod config;
 pub mod data;
@@ -7,4 +22,5 @@ pub mod model;
 pub mod ops;
 pub mod rng;
 pub mod step;
+pub mod train;
 pub mod verify;

@@ -59,6 +59,25 @@ pub fn begin(dir: &Path, state: RunState) -> Result<Draft> {
     })
 }
 
+/// Deletes all checkpoints of the run in `dir`, the oldest first, so that what remains of an interrupted deletion is
+/// whole.
+///
+/// # Errors
+/// A folder that cannot be listed or deleted.
+pub fn discard(dir: &Path) -> Result<()> {
+    for step in super::resume::steps(dir)? {
+        files::remove_folder(&hide(dir, step)?)?;
+    }
+    Ok(())
+}
+
+/// Takes the name from a checkpoint that is to be deleted.
+fn hide(dir: &Path, step: u64) -> Result<PathBuf> {
+    let hidden = dir.join(format!("{REMOVING}{step}"));
+    files::rename(&dir.join(step.to_string()), &hidden)?;
+    Ok(hidden)
+}
+
 impl Draft {
     /// Starts a file of tensors (name, shape); give the writer to [`Draft::keep`] when all are written.
     ///
@@ -134,7 +153,7 @@ impl Draft {
         let home = self.dir.join(self.state.step.to_string());
         // An incomplete one of this step, or one that a run resumed from an earlier step has reached again.
         let replaced = if home.exists() {
-            Some(self.hide(self.state.step)?)
+            Some(hide(&self.dir, self.state.step)?)
         } else {
             None
         };
@@ -159,16 +178,9 @@ impl Draft {
         let steps = complete_steps(&self.dir)?;
         let old = steps.iter().rev().skip(keep.max(1));
         for step in old.filter(|step| **step != self.state.step) {
-            files::remove_folder(&self.hide(*step)?)?;
+            files::remove_folder(&hide(&self.dir, *step)?)?;
         }
         Ok(())
-    }
-
-    /// Takes the name from a checkpoint that is to be deleted.
-    fn hide(&self, step: u64) -> Result<PathBuf> {
-        let hidden = self.dir.join(format!("{REMOVING}{step}"));
-        files::rename(&self.dir.join(step.to_string()), &hidden)?;
-        Ok(hidden)
     }
 }
 

@@ -37,7 +37,7 @@ pub mod state;
 pub mod weights;
 pub mod writer;
 
-pub use commit::{Draft, begin};
+pub use commit::{Draft, begin, discard};
 pub use error::CheckpointError;
 pub use files::Written;
 pub use inspect::{Summary, inspect};

@@ -106,6 +106,15 @@ impl Config {
         r.forbid(no_layers, "acrlpd.critic_hidden_dims", || {
             "it must list at least one layer, each at least 1 wide".into()
         });
+        if let Some(weights) = &a.q_aggregation_weights {
+            let key = "acrlpd.q_aggregation_weights";
+            r.forbid(weights.len() != a.num_critics, key, || {
+                let (n, members) = (weights.len(), a.num_critics);
+                format!("it lists {n} weights for acrlpd.num_critics = {members} members; give one each")
+            });
+            weights.iter().for_each(|w| r.not_negative(key, *w));
+            r.positive(key, weights.iter().sum());
+        }
         r.positive("acrlpd.huber_delta", a.huber_delta);
         r.not_negative("acrlpd.critic_loss_weight", a.critic_loss_weight);
         r.below_one("critic.dropout_rate", self.critic.dropout_rate, "0 turns dropout off");

@@ -131,6 +131,15 @@ impl Config {
         self.acrlpd.actor_q_aggregation.unwrap_or(self.acrlpd.q_aggregation)
     }
 
+    /// Weights of the ensemble's members in [`QAggregation::Weighted`], `[E]`, summing to one.
+    pub fn q_weights(&self) -> Vec<f64> {
+        let members = self.acrlpd.num_critics;
+        let weights = self.acrlpd.q_aggregation_weights.clone();
+        let weights = weights.unwrap_or_else(|| vec![1.0; members]);
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(|w| w / sum).collect()
+    }
+
     /// The share of successes in a batch; `None`: as they come.
     pub fn positive_batch_ratio(&self) -> Option<f64> {
         self.acrlpd

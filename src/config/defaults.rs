@@ -58,6 +58,7 @@ impl Default for Acrlpd {
             huber_delta: 1.0,
             critic_loss_weight: 1.0,
             q_aggregation: QAggregation::Min,
+            q_aggregation_weights: None,
             features: Features::Embedding,
             actor_lr: 1e-4,
             actor_update_freq: 2,

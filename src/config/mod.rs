@@ -121,6 +121,20 @@ impl Config {
         Names::new().keys().to_vec()
     }
 
+    /// Keys whose values differ: (key, value here, value there), as TOML; an unset one is `unset`.
+    pub fn differences(&self, other: &Config) -> Vec<(String, String, String)> {
+        let (here, there) = (self.table(), other.table());
+        let value = |table: &Table, key: &str| {
+            let mut parts = key.split('.');
+            let first = parts.next().and_then(|part| table.get(part));
+            let found = parts.fold(first, |value, part| value.and_then(|v| v.get(part)));
+            found.map_or("unset".to_owned(), Value::to_string)
+        };
+        let both = |key: String| (value(&here, &key), value(&there, &key), key);
+        let all = Config::keys().into_iter().map(both);
+        all.filter(|(a, b, _)| a != b).map(|(a, b, key)| (key, a, b)).collect()
+    }
+
     fn table(&self) -> Table {
         Table::try_from(self).unwrap_or_default()
     }

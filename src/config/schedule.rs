@@ -1,6 +1,6 @@
 //! Learning rate: linear warm-up, cosine decay.
 
-use std::f64::consts::PI;
+use crate::ops::lr_schedule::warmup_cosine;
 
 /// The learning rate as a function of the step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,16 +15,9 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The rate of the update that `step` counts from 0. Source: optax `warmup_cosine_decay_schedule` with openpi's
-    /// initial value `peak / (warmup + 1)`. The cosine is `libm`'s, so that all machines learn at the same rate.
+    /// The rate of the update that `step` counts from 0.
     pub fn lr(&self, step: u64) -> f64 {
-        let start = self.peak / (self.warmup as f64 + 1.0);
-        if step < self.warmup {
-            return start + (self.peak - start) * step as f64 / self.warmup as f64;
-        }
-        let length = self.decay.saturating_sub(self.warmup).max(1) as f64;
-        let done = ((step - self.warmup) as f64 / length).min(1.0);
-        self.end + (self.peak - self.end) * 0.5 * (1.0 + libm::cos(PI * done))
+        warmup_cosine(step, self.peak, self.end, self.warmup, self.decay)
     }
 }
 

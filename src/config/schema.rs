@@ -106,6 +106,8 @@ pub struct Acrlpd {
     pub critic_loss_weight: f64,
     /// How the target is made of the ensemble's values.
     pub q_aggregation: QAggregation,
+    /// Weights of "weighted", one per member, in any scale; `None`: all equal.
+    pub q_aggregation_weights: Option<Vec<f64>>,
     pub features: Features,
 
     /// Peak learning rate of π₀.
@@ -130,7 +132,7 @@ pub struct Acrlpd {
     pub pi0_ema_decay: f64,
 
     pub use_adaptive_temperature: bool,
-    /// Target entropy per real action coordinate.
+    /// Target entropy per coordinate of the model's actions, negated.
     pub target_entropy_multiplier: f64,
     pub temperature_lr: f64,
 

@@ -35,7 +35,7 @@ pub enum GpuError {
     /// Device memory is exhausted.
     #[error(
         "{device} has no room for {bytes} more bytes in {arena} ({used} bytes in use); use a smaller micro-batch, \
-         gradient accumulation or memory.remat"
+         gradient accumulation or acrlpd.remat"
     )]
     OutOfMemory {
         arena: String,
@@ -43,6 +43,12 @@ pub enum GpuError {
         used: u64,
         device: String,
     },
+    /// The step cannot fit, which is known before anything is allocated.
+    #[error(
+        "a step needs {needs} bytes, but only {room} of {device} may be used; use a smaller micro-batch (more gradient \
+         accumulation steps), acrlpd.remat or a higher --memory-fraction"
+    )]
+    TooLarge { device: String, needs: u64, room: u64 },
     /// A kernel did not compile, or the driver refused a launch.
     #[error("{device} failed while running the step: {why}")]
     Launch { device: String, why: String },

@@ -127,7 +127,7 @@ impl Pi0Dims {
                 "vision.width must be a multiple of vision_heads",
             ),
             (
-                self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads),
+                self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads),
                 "heads must be a multiple of kv_heads",
             ),
             (

@@ -20,6 +20,8 @@ pub enum Slot {
     /// Entropy estimate of the candidates, and the temperature's loss.
     Entropy,
     TemperatureLoss,
+    /// `log α` after the update.
+    LogAlpha,
     /// Σ g² and non-finite gradients, of each group in the order of its index.
     Pi0Squares,
     Pi0Bad,

@@ -3,12 +3,17 @@
 //! [`schedule`] reads top to bottom: one micro-batch from observations to gradients. [`optimizer`] turns the sum of
 //! the micro-batches' gradients into an update. Nothing here waits for the device.
 
+pub mod act;
 pub mod batch;
 pub mod config;
+mod features;
 pub mod learner;
 pub mod metrics;
 pub mod optimizer;
+mod packing;
+mod sampling;
 pub mod schedule;
+mod temperature;
 
 pub use batch::{MicroBatch, Noise, Observations, Pictures, Totals};
 pub use config::StepConfig;

@@ -41,13 +41,13 @@ pub fn update(learner: &Learner, metrics: &Metrics, step: u64, rates: Rates) {
     gpu.copy(&learner.control.skipped(), &metrics.slot(Slot::Skipped));
 
     let t = step + 1;
+    // π₀'s own count of updates, for the bias corrections.
+    let t_pi0 = step / config.actor_update_freq + 1;
     if pi0 {
-        // π₀'s own count of updates, for the bias corrections.
-        let t = step / config.actor_update_freq + 1;
         let rate = config.ema_decay.map_or(0.0, |decay| 1.0 - decay);
         let update = Update {
             lr: rates.pi0 as f32,
-            t,
+            t: t_pi0,
             rate,
         };
         apply(learner, &learner.pi0, PI0, config.pi0.adam, update);
@@ -69,10 +69,13 @@ pub fn update(learner: &Learner, metrics: &Metrics, step: u64, rates: Rates) {
         };
         let update = Update {
             lr: rates.temperature as f32,
-            t,
+            t: t_pi0,
             rate: 0.0,
         };
         adamw::step(gpu, c.group.adam, update, &learner.control, TEMPERATURE, flat);
+    }
+    if let Some(temperature) = &learner.temperature {
+        gpu.copy(&temperature.log_alpha, &metrics.slot(Slot::LogAlpha));
     }
 }
 

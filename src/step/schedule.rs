@@ -16,6 +16,8 @@ use super::batch::{MicroBatch, Who, pick_rows};
 use super::config::{Features, Objective};
 use super::learner::Learner;
 use super::metrics::{Metrics, Slot};
+use super::packing::{clone_weights, initial_noise, pick_times, seen_by};
+use super::{features, sampling, temperature};
 use crate::gpu::{DType, Tensor};
 use crate::model::critic::{self, Dropout, Rows as CriticRows, Wanted};
 use crate::model::flow_time::FlowTimes;
@@ -23,11 +25,10 @@ use crate::model::layout::{CachedRun, PrefixLayout};
 use crate::model::prefix::{self, Incoming, PassOptions};
 use crate::model::suffix::{self, Output, RowTimes, Rows};
 use crate::model::suffix_backward::{SuffixBackward, TimeIndex};
-use crate::ops::attention::{KeyPlan, KeyRun};
-use crate::ops::blocks::{self, Rect};
+use crate::ops::attention::KeyPlan;
 use crate::ops::ensemble::{self, Rule};
 use crate::ops::td::{self, TERMINAL, Transition};
-use crate::ops::{entropy, fill, flow, mean_pool, reduce};
+use crate::ops::{flow, reduce};
 
 /// Intermediate values of a micro-batch, for checks and reports. Small; dropped unread in training.
 pub struct Outcome {
@@ -100,7 +101,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         trainable: config.trainable,
     };
     let current = prefix::forward(gpu, &net, &layout, &images, &state, &cache, options);
-    let features = pool(learner, &layout, feature_rows(config.features, &current), &state);
+    let features = features::forward(learner, &layout, &current, &state);
     let again = own
         .as_ref()
         .map(|own| prefix::forward(gpu, &net, own, &images, &state, &cache, options));
@@ -113,7 +114,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         let images = batch.next.images(gpu, dims.image_size, &who.boots);
         let pass = PassOptions { keep: None, ..options };
         let next = prefix::forward(gpu, &net, &next_layout, &images, &next_state, &cache, pass);
-        let pooled = pool(learner, &next_layout, feature_rows(config.features, &next), &next_state);
+        let pooled = features::forward(learner, &next_layout, &next, &next_state);
         gpu.copy(&pooled, &next_features);
     }
 
@@ -122,12 +123,10 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     let share = (n * actors) as f64 / (sequences.max(1)) as f64;
     gpu.phase(&[("candidates forward", share), ("target suffix", 1.0 - share)]);
     let t = config.euler_steps;
-    let step = -1.0 / t as f64;
-    let euler: Vec<f64> = (0..t).map(|i| 1.0 + i as f64 * step).collect();
     let times = FlowTimes::new(
         gpu,
         &net,
-        &[&euler[..], &pick_times(&batch.noise.bc_time, &who.cloned)].concat(),
+        &[sampling::euler_times(t), pick_times(&batch.noise.bc_time, &who.cloned)].concat(),
     );
     let of_actor = |i: &usize| layout.cached[*i];
     let runs: Vec<CachedRun> = (0..n)
@@ -140,16 +139,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     if sequences > 0 {
         let noise = initial_noise(batch, &who, n, b, h * a);
         gpu.copy(&gpu.upload_f32(&noise, [sequences * h, a]), &state_at(0));
-        let zeros = gpu.upload_u32(&vec![0; rows.len], [rows.len]);
-        for index in 0..t {
-            let next = state_at(index + 1);
-            let output = Output::Step {
-                next: &next,
-                step: step as f32,
-            };
-            let all = RowTimes::All { index, zeros: &zeros };
-            suffix::forward(gpu, &net, &rows, &state_at(index), &times, all, &cache, None, output);
-        }
+        sampling::euler(gpu, &net, &rows, &times, &cache, &states);
     }
     let result = state_at(t);
     let (candidates, next_actions) = (
@@ -283,7 +273,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
             &metrics.slot(Slot::CandidateQ),
             true,
         );
-        spread(learner, metrics, &candidates, per_actor);
+        temperature::losses(learner, metrics, &candidates, per_actor);
 
         let by_winner = (k == 1).then_some(&winner);
         ensemble::gather_trajectories(gpu, &states, by_winner, h * a, &chosen_states);
@@ -390,7 +380,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
                 let mut dx = daction.clone();
                 for i in (0..t).rev() {
                     let dv = back.dv.rows(i * block * h..(i + 1) * block * h);
-                    flow::scaled(gpu, &dx, step as f32, &dv);
+                    flow::scaled(gpu, &dx, sampling::euler_step(t) as f32, &dv);
                     let below = gpu.f32(dx.shape());
                     // The cloned rows go with the first pull.
                     let end = if i + 1 == t {
@@ -415,7 +405,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
 
         // ---- One prefix backward with all that reached the keys and values.
         gpu.phase(&[("current prefix backward", 1.0)]);
-        let through_features = dfeatures.map(|d| features_backward(learner, &layout, &who, k, &d));
+        let through_features = dfeatures.map(|d| features::backward(learner, &layout, &who, k, &d));
         let incoming = match (&through_features, config.features) {
             (None, _) => Incoming::default(),
             (Some(d), Features::Embedding) => Incoming {
@@ -458,137 +448,4 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         dtokens,
         layout,
     }
-}
-
-/// The rows the critics' features are the mean of.
-fn feature_rows(features: Features, prefix: &prefix::Prefix) -> &Tensor {
-    match features {
-        Features::Embedding => &prefix.tokens,
-        Features::Llm => prefix.out.as_ref().expect("the whole last layer was asked for"),
-    }
-}
-
-/// `[B, F + real]`: pooled prefix rows, then the real coordinates of the state.
-fn pool(learner: &Learner, layout: &PrefixLayout, rows: &Tensor, state: &Tensor) -> Tensor {
-    let (gpu, d) = (&learner.gpu, &learner.critic_dims);
-    let features = gpu.f32([state.dim(0), d.observation()]);
-    mean_pool::forward(gpu, rows, layout.pool(), &features);
-    let (from, to) = (
-        Rect::rows(state, state.dim(1)),
-        Rect::from(&features, d.observation(), d.feature_width),
-    );
-    blocks::copy(gpu, from, to, state.dim(0), d.real_action_dim, false);
-    features
-}
-
-/// Gradient at the rows under the pool `[R, D]`, from that at the chosen candidates' features `[K·actors, F + real]`.
-fn features_backward(learner: &Learner, layout: &PrefixLayout, who: &Who, k: usize, dfeatures: &Tensor) -> Tensor {
-    let (gpu, d) = (&learner.gpu, &learner.critic_dims);
-    let width = d.observation();
-    let dpool = gpu.f32([layout.samples.len(), width]);
-    fill::zero(gpu, &dpool);
-    for i in 0..k {
-        for (j, &sample) in who.actors.iter().enumerate() {
-            let from = dfeatures.rows(i * who.actors.len() + j..i * who.actors.len() + j + 1);
-            let to = dpool.rows(sample..sample + 1);
-            blocks::copy(gpu, Rect::rows(&from, width), Rect::rows(&to, width), 1, width, true);
-        }
-    }
-    let drows = gpu.alloc(learner.config.dtype, [layout.rows, d.feature_width]);
-    fill::zero(gpu, &drows);
-    mean_pool::backward(gpu, &dpool, layout.pool(), &drows);
-    drows
-}
-
-/// Entropy estimate of the candidates, and the temperature's loss and gradient.
-fn spread(learner: &Learner, metrics: &Metrics, candidates: &Tensor, per_actor: f32) {
-    let (Some(temperature), Some(config)) = (&learner.temperature, &learner.config.temperature) else {
-        return;
-    };
-    let (gpu, n) = (&learner.gpu, learner.config.candidates);
-    let width = learner.dims.action_horizon * learner.dims.action_dim;
-    let actors = candidates.len() / (n * width);
-    let (log_var, var) = (gpu.f32([actors]), gpu.f32([actors]));
-    entropy::forward(gpu, &candidates.view([n, actors, width]), &log_var, &var);
-    let slot = metrics.slot(Slot::Entropy);
-    reduce::weighted_sum(gpu, &log_var, None, per_actor, &slot, true);
-    // The estimate is complete after the last micro-batch; until then this is overwritten.
-    let loss = metrics.slot(Slot::TemperatureLoss);
-    entropy::temperature(
-        gpu,
-        &temperature.log_alpha,
-        &slot,
-        config.target_entropy,
-        &loss,
-        &temperature.grad,
-    );
-}
-
-/// Noise of all sequences, in their order, scaled by nothing: the loader scales it.
-fn initial_noise(batch: &MicroBatch, who: &Who, n: usize, b: usize, width: usize) -> Vec<f32> {
-    let of_candidate = |i: usize| {
-        pick_rows(
-            &batch.noise.candidates[i * b * width..(i + 1) * b * width],
-            width,
-            &who.actors,
-        )
-    };
-    let mut noise: Vec<f32> = (0..n).flat_map(of_candidate).collect();
-    noise.extend(pick_rows(&batch.noise.next, width, &who.boots));
-    noise
-}
-
-fn pick_times(times: &[f64], keep: &[usize]) -> Vec<f64> {
-    keep.iter().map(|&i| times[i]).collect()
-}
-
-/// Weight of each cloned row `[n·H]`: valid steps of positive samples, over all of the full batch.
-fn clone_weights(batch: &MicroBatch, who: &Who, h: usize) -> Vec<f32> {
-    let share = 1.0 / (batch.totals.positives.max(1) * h) as f32;
-    let weight = |&j: &usize| {
-        let positive = batch.positive[j] as u8 as f32;
-        batch.action_valid[j * h..(j + 1) * h]
-            .iter()
-            .map(move |v| v * positive * share)
-            .collect::<Vec<_>>()
-    };
-    who.cloned.iter().flat_map(weight).collect()
-}
-
-/// For every sample's lines in the cache, the replayed and cloned rows that saw them.
-fn seen_by(
-    who: &Who,
-    layout: &PrefixLayout,
-    own: Option<&PrefixLayout>,
-    [repeats, actors, cloned]: [usize; 3],
-    h: usize,
-) -> Vec<KeyRun> {
-    let replays = |sample: usize| -> Vec<(usize, usize)> {
-        let Some(i) = who.actors.iter().position(|&j| j == sample) else {
-            return Vec::new();
-        };
-        (0..repeats).map(|r| ((r * actors + i) * h, h)).collect()
-    };
-    let clones = |sample: usize| -> Vec<(usize, usize)> {
-        let i = who.cloned.iter().position(|&j| j == sample);
-        i.map(|i| ((repeats * actors + i) * h, h)).into_iter().collect()
-    };
-    debug_assert_eq!(who.cloned.len(), cloned);
-    let run = |cached: CachedRun, queries| KeyRun {
-        k_row0: cached.row0,
-        k_rows: cached.rows,
-        queries,
-    };
-    let mut runs = Vec::new();
-    for (sample, &cached) in layout.cached.iter().enumerate() {
-        let mut queries = replays(sample);
-        if own.is_none() {
-            queries.extend(clones(sample));
-        }
-        runs.push(run(cached, queries));
-    }
-    for (sample, &cached) in own.into_iter().flat_map(|o| o.cached.iter().enumerate()) {
-        runs.push(run(cached, clones(sample)));
-    }
-    runs
 }

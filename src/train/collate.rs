@@ -1,0 +1,191 @@
+//! From a batch of data to the micro-batches of a step: adds every random number the step needs.
+//!
+//! A number's key is (seed, stream, step, sample of the batch, …), so it depends neither on how the batch is divided
+//! nor on when or where it is drawn.
+
+use crate::data::{CameraBatch, ChunkBatch};
+use crate::model::dims::{CriticDims, Pi0Dims};
+use crate::model::layout::ObservationMasks;
+use crate::ops::image::Jitter;
+use crate::rng::{Key, Stream};
+use crate::step::{MicroBatch, Noise, Observations, Pictures, Totals};
+
+/// Shortest time of the flow matching loss, and what is left above it: openpi's `Beta(1.5, 1) · 0.999 + 0.001`.
+const TIME_MIN: f64 = 0.001;
+const TIME_SPAN: f64 = 0.999;
+
+/// Makes micro-batches.
+#[derive(Clone, Debug)]
+pub struct Collator {
+    pub seed: u64,
+    pub dims: Pi0Dims,
+    pub critic_dims: CriticDims,
+    /// Candidates per sample (N), and the standard deviation of their initial noise.
+    pub candidates: usize,
+    pub temperature: f64,
+    /// Samples of a micro-batch.
+    pub micro_batch: usize,
+    /// Random crop, rotation and colours of the pictures.
+    pub augment: bool,
+    /// Share of hidden units dropped in the critic loss.
+    pub dropout: f64,
+}
+
+impl Collator {
+    /// The micro-batches of step `step` (from 0), in order.
+    pub fn micro_batches(&self, step: u64, batch: &ChunkBatch) -> Vec<MicroBatch> {
+        let count = |flags: &mut dyn Iterator<Item = bool>| flags.filter(|f| *f).count();
+        let totals = Totals {
+            samples: batch.len(),
+            positives: count(&mut batch.is_positive.iter().copied()),
+            actors: count(&mut batch.chunk_valid.iter().map(|w| *w != 0.0)),
+        };
+        let samples: Vec<usize> = (0..batch.len()).collect();
+        let parts = samples.chunks(self.micro_batch);
+        parts.map(|part| self.micro_batch(step, batch, part, totals)).collect()
+    }
+
+    fn micro_batch(&self, step: u64, batch: &ChunkBatch, samples: &[usize], totals: Totals) -> MicroBatch {
+        let (h, a) = (self.dims.action_horizon, self.dims.action_dim);
+        let chunk = h * a;
+        let key = |stream: Stream| Key::stream(self.seed, stream).fold(step);
+        let each = |values: &[f32], width: usize| pick(values, width, samples);
+        let normals = |stream: Stream| {
+            let mut out = vec![0.0; samples.len() * chunk];
+            for (&sample, out) in samples.iter().zip(out.chunks_mut(chunk)) {
+                key(stream).fold(sample as u64).normals(out);
+            }
+            out
+        };
+        let mut candidates = vec![0.0; self.candidates * samples.len() * chunk];
+        for (i, out) in candidates.chunks_mut(chunk).enumerate() {
+            let (candidate, sample) = (i / samples.len(), samples[i % samples.len()]);
+            let key = key(Stream::Candidate).fold(sample as u64).fold(candidate as u64);
+            key.normals(out);
+            out.iter_mut().for_each(|v| *v = (f64::from(*v) * self.temperature) as f32);
+        }
+        // Beta(1.5, 1) has the distribution function t^1.5.
+        let time = |&s: &usize| TIME_MIN + TIME_SPAN * libm::pow(key(Stream::BcTime).uniform(s as u64), 2.0 / 3.0);
+        MicroBatch {
+            current: self.observations(step, batch, samples, Moment::Current),
+            next: self.observations(step, batch, samples, Moment::Next),
+            actions: each(&batch.actions, chunk),
+            action_valid: pick(&batch.action_valid, h, samples)
+                .into_iter()
+                .map(|v| f32::from(u8::from(v)))
+                .collect(),
+            reward: each(&batch.reward, 1),
+            discount: each(&batch.discount, 1),
+            chunk_valid: each(&batch.chunk_valid, 1),
+            positive: pick(&batch.is_positive, 1, samples),
+            noise: Noise {
+                candidates,
+                next: normals(Stream::Target),
+                bc: normals(Stream::BcNoise),
+                bc_time: samples.iter().map(time).collect(),
+            },
+            dropout: self.dropout(key(Stream::Dropout), samples),
+            totals,
+        }
+    }
+
+    /// Bits of the kept hidden units, `[E, B, h]` of every layer.
+    fn dropout(&self, key: Key, samples: &[usize]) -> Vec<Vec<u32>> {
+        if self.dropout == 0.0 {
+            return Vec::new();
+        }
+        let dropped = (self.dropout * 2f64.powi(32)) as u64;
+        let layer = |(layer, &width): (usize, &usize)| {
+            let rows = self.critic_dims.critics * samples.len();
+            let mut bits = vec![0u32; (rows * width).div_ceil(32)];
+            for row in 0..rows {
+                let (member, sample) = (row / samples.len(), samples[row % samples.len()]);
+                let key = key.fold(sample as u64).fold(member as u64).fold(layer as u64);
+                for i in 0..width {
+                    let word = key.bits(i as u64 / 2)[i % 2];
+                    let at = row * width + i;
+                    bits[at / 32] |= u32::from(u64::from(word) >= dropped) << (at % 32);
+                }
+            }
+            bits
+        };
+        self.critic_dims.hidden.iter().enumerate().map(layer).collect()
+    }
+
+    fn observations(&self, step: u64, batch: &ChunkBatch, samples: &[usize], moment: Moment) -> Observations {
+        let l = self.dims.max_token_len;
+        let (state, tokens, token_mask) = match moment {
+            Moment::Current => (&batch.state, &batch.tokens, &batch.token_mask),
+            Moment::Next => (&batch.next_state, &batch.next_tokens, &batch.next_token_mask),
+        };
+        let prompt = |&s: &usize| -> Vec<u32> {
+            let (tokens, mask) = (&tokens[s * l..(s + 1) * l], &token_mask[s * l..(s + 1) * l]);
+            let real = tokens.iter().zip(mask).filter(|(_, real)| **real);
+            real.map(|(token, _)| *token as u32).collect()
+        };
+        let present = |&s: &usize| batch.images.iter().map(|c| moment.mask(c)[s]).collect();
+        let masks = ObservationMasks {
+            cameras: samples.iter().map(present).collect(),
+            prompts: samples.iter().map(prompt).collect(),
+        };
+        let area = self.dims.image_size * self.dims.image_size * 3;
+        let pictures = masks.pictures();
+        let key = Key::stream(self.seed, Stream::Augment).fold(step);
+        let jitter = |&(i, camera): &(usize, usize)| {
+            let key = key.fold(samples[i] as u64).fold(2 * camera as u64 + moment as u64);
+            let wrist = batch.images[camera].name.contains("wrist");
+            Jitter::draw(key, self.dims.image_size, !wrist)
+        };
+        let mut bytes = Vec::with_capacity(pictures.len() * area);
+        for &(i, camera) in &pictures {
+            let s = samples[i];
+            bytes.extend_from_slice(&moment.pixels(&batch.images[camera])[s * area..(s + 1) * area]);
+        }
+        Observations {
+            pictures: Pictures::Bytes {
+                bytes,
+                jitters: self.augment.then(|| pictures.iter().map(jitter).collect()),
+            },
+            masks,
+            state: pick(state, self.dims.action_dim, samples),
+        }
+    }
+
+    /// The observations in front of the chunks of a whole batch, as they are.
+    pub fn current_observations(&self, batch: &ChunkBatch) -> Observations {
+        let plain = Collator {
+            augment: false,
+            ..self.clone()
+        };
+        plain.observations(0, batch, &(0..batch.len()).collect::<Vec<_>>(), Moment::Current)
+    }
+}
+
+/// Before or after the chunk.
+#[derive(Clone, Copy)]
+enum Moment {
+    Current = 0,
+    Next = 1,
+}
+
+impl Moment {
+    fn pixels(self, camera: &CameraBatch) -> &[u8] {
+        match self {
+            Moment::Current => &camera.current,
+            Moment::Next => &camera.next,
+        }
+    }
+
+    fn mask(self, camera: &CameraBatch) -> &[bool] {
+        match self {
+            Moment::Current => &camera.current_mask,
+            Moment::Next => &camera.next_mask,
+        }
+    }
+}
+
+/// Rows `keep` of a matrix with rows of `width` elements.
+fn pick<T: Copy>(values: &[T], width: usize, keep: &[usize]) -> Vec<T> {
+    let row = |&r: &usize| values[r * width..(r + 1) * width].iter().copied();
+    keep.iter().flat_map(row).collect()
+}

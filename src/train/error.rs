@@ -1,0 +1,58 @@
+//! Why a run ends before its time.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
+use crate::data::DataError;
+use crate::gpu::GpuError;
+
+/// An error of a run. Each message is one sentence: what, where, why, what to do.
+#[derive(Debug, Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Device(#[from] GpuError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(
+        "`{path}` already holds checkpoints up to step {step}: give --resume to go on, --overwrite to start anew and \
+         delete them, or another --exp-name"
+    )]
+    Exists { path: PathBuf, step: u64 },
+    #[error("{0}")]
+    Mismatch(String),
+    #[error("cannot write `{path}`: {source}; check its permissions and the free space of the disk")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{count} steps in a row (up to step {step}) gave gradients that are not finite ({group}), so nothing was learned \
+         in them; the weights of {kept} are sound: lower the learning rate, or look at the data of these steps"
+    )]
+    NotFinite {
+        step: u64,
+        count: u64,
+        group: &'static str,
+        kept: String,
+    },
+}
+
+impl TrainError {
+    /// The exit code that stands for this kind of error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            TrainError::NotFinite { .. } => 1,
+            TrainError::Config(_) | TrainError::Exists { .. } | TrainError::Mismatch(_) => 2,
+            TrainError::Data(_) => 3,
+            TrainError::Device(_) => 4,
+            TrainError::Checkpoint(_) | TrainError::Write { .. } => 5,
+        }
+    }
+}
+
+/// Shorthand for results of this room.
+pub type Result<T, E = TrainError> = std::result::Result<T, E>;

@@ -1,0 +1,28 @@
+//! The training run: data in, steps, numbers and checkpoints out.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | [`setup`] | dataset, statistics, batches; the learner |
+//! | [`recipe`] | what the configuration means for the step |
+//! | [`feed`], [`collate`] | batches on their way to the device, with every random number |
+//! | [`run`] | the loop |
+//! | [`metrics`] | numbers averaged over an interval, `metrics.jsonl` |
+//! | [`eval`] | the policy on held-out episodes |
+//! | [`snapshot`] | the learner in and out of checkpoints |
+//! | [`plan`] | what a step costs, without a device |
+//! | [`signals`] | Ctrl-C and `kill` |
+
+pub mod collate;
+mod error;
+pub mod eval;
+pub mod feed;
+pub mod metrics;
+pub mod plan;
+pub mod recipe;
+mod run;
+pub mod setup;
+pub mod signals;
+pub mod snapshot;
+
+pub use error::{Result, TrainError};
+pub use run::{Finish, Observer, Options, Preparation, Start, run};

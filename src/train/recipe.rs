@@ -1,0 +1,94 @@
+//! What a configuration means for the step.
+
+use crate::config::{self, ActorObjective, Config, CriticLoss, Part, QAggregation};
+use crate::model::prefix::Trainable;
+use crate::model::remat::Remat;
+use crate::ops::adamw::AdamW;
+use crate::ops::ensemble::Aggregate;
+use crate::ops::td::TdLoss;
+use crate::step::config::{Features, GroupConfig, LossWeights, Objective, StepConfig, TemperatureConfig};
+use crate::step::optimizer::Rates;
+
+/// The step that `config` describes.
+pub fn step_config(config: &Config) -> StepConfig {
+    let a = &config.acrlpd;
+    let pi0 = group(&config.optimizer.actor, a.max_grad_norm);
+    let frozen = |part: Part| a.freeze.contains(&part);
+    StepConfig {
+        euler_steps: a.diffusion_steps,
+        candidates: a.num_action_samples,
+        objective: match a.actor_objective {
+            ActorObjective::BestOfN => Objective::BestOfN,
+            ActorObjective::MeanN => Objective::MeanN,
+        },
+        critic_loss: match a.critic_loss {
+            CriticLoss::Huber => TdLoss::Huber(a.huber_delta as f32),
+            CriticLoss::Mse => TdLoss::Square,
+        },
+        target_rule: aggregate(a.q_aggregation),
+        actor_rule: aggregate(config.actor_q_aggregation()),
+        rule_weights: config.q_weights().into_iter().map(|w| w as f32).collect(),
+        weights: LossWeights {
+            critic: a.critic_loss_weight as f32,
+            actor: a.actor_loss_weight as f32,
+            bc: a.bc_loss_weight as f32,
+        },
+        features: match a.features {
+            config::Features::Embedding => Features::Embedding,
+            config::Features::Llm => Features::Llm,
+        },
+        feature_grad: a.feature_grad,
+        trainable: Trainable {
+            vision: !frozen(Part::Vision),
+            language: !frozen(Part::Language),
+            expert: !frozen(Part::Expert),
+        },
+        remat: match a.remat {
+            config::Remat::None => Remat::None,
+            config::Remat::Mlp => Remat::Mlp,
+            config::Remat::Full => Remat::Full,
+        },
+        separate_prefixes: a.separate_prefixes,
+        skip_dead_rows: true,
+        dropout: config.critic.dropout_rate as f32,
+        temperature: a.use_adaptive_temperature.then(|| TemperatureConfig {
+            target_entropy: -(a.target_entropy_multiplier * config.model.action_dim as f64) as f32,
+            group: pi0,
+        }),
+        pi0,
+        critic: group(&config.optimizer.critic, a.max_grad_norm),
+        target_rate: a.target_update_rate as f32,
+        ema_decay: a.use_ema.then_some(a.pi0_ema_decay as f32),
+        actor_update_freq: a.actor_update_freq,
+        dtype: config.model.dtype.into(),
+    }
+}
+
+/// The learning rates of update number `step`, counted from 0.
+pub fn rates(config: &Config, step: u64) -> Rates {
+    Rates {
+        pi0: config.actor_schedule().lr(step),
+        critic: config.critic_schedule().lr(step),
+        temperature: config.acrlpd.temperature_lr,
+    }
+}
+
+fn group(adam: &config::AdamW, clip: f64) -> GroupConfig {
+    GroupConfig {
+        adam: AdamW {
+            beta1: adam.b1 as f32,
+            beta2: adam.b2 as f32,
+            eps: adam.eps as f32,
+            weight_decay: adam.weight_decay as f32,
+        },
+        clip: clip as f32,
+    }
+}
+
+fn aggregate(rule: QAggregation) -> Aggregate {
+    match rule {
+        QAggregation::Min => Aggregate::Min,
+        QAggregation::Mean => Aggregate::Mean,
+        QAggregation::Weighted => Aggregate::Weighted,
+    }
+}

@@ -1,0 +1,111 @@
+//! What a run needs before its first step, in the order in which mistakes are cheapest to find: dataset, statistics,
+//! tokenizer, batches; then device, memory, weights.
+
+use std::sync::Arc;
+
+use super::collate::Collator;
+use super::error::{Result, TrainError};
+use super::feed::Feed;
+use super::recipe;
+use crate::config::Config;
+use crate::data::{
+    self, BatchBuilder, Dataset, EpisodeSplit, Loader, NormStats, PromptTokenizer, Sampler, StartFrames,
+};
+use crate::gpu::Gpu;
+use crate::step::Learner;
+
+/// The dataset of a run, ready to give batches.
+pub struct Source {
+    pub builder: Arc<BatchBuilder>,
+    pub stats: NormStats,
+    pub sampler: Sampler,
+    /// Draws from the held-out episodes; `None` if there are none.
+    pub held_out: Option<Sampler>,
+    pub episodes: EpisodeSplit,
+}
+
+impl Source {
+    /// Opens the dataset of `config`. `stats` are used if given, else those of `data.norm_stats`, else they are
+    /// computed, which `progress` (frames done, frames in all) is told about.
+    ///
+    /// # Errors
+    /// A missing or broken dataset, statistics or tokenizer, and settings that do not fit the dataset.
+    pub fn open(config: &Config, stats: Option<NormStats>, progress: impl FnMut(usize, usize)) -> Result<Source> {
+        let dataset = data::open(config.dataset_path()?)?;
+        let tokenizer = PromptTokenizer::from_file(config.tokenizer_path()?)?;
+        let spec = config.data_spec();
+        let stats = match (stats, &config.data.norm_stats) {
+            (Some(stats), _) => stats,
+            (None, Some(path)) => NormStats::read(path)?,
+            (None, None) => NormStats::compute(dataset.as_ref(), &spec, progress)?,
+        };
+        let builder = BatchBuilder::new(dataset, spec, &stats, tokenizer)?;
+        let dataset: &dyn Dataset = builder.dataset().as_ref();
+        let episodes = EpisodeSplit::new(config.seed, dataset.episodes().len(), config.data.eval_fraction)?;
+        let all = builder.starts();
+        let of = |episodes: &[usize]| -> Vec<StartFrames> { EpisodeSplit::select(&all, episodes) };
+        let sampler = Sampler::new(config.seed, &of(&episodes.train), config.positive_batch_ratio())?;
+        let held_out = of(&episodes.eval);
+        let drawable = held_out.iter().any(|s| s.count > 0);
+        let held_out = drawable.then(|| Sampler::new(config.seed, &held_out, None)).transpose()?;
+        Ok(Source {
+            builder: Arc::new(builder),
+            stats,
+            sampler,
+            held_out,
+            episodes,
+        })
+    }
+
+    /// The rations of steps `start..end`.
+    ///
+    /// # Errors
+    /// A system that refuses threads.
+    pub fn feed(&self, config: &Config, start: u64, end: u64) -> Result<Feed> {
+        let loader = Loader::new(
+            self.builder.clone(),
+            self.sampler.clone(),
+            config.batch_size,
+            start,
+            end,
+            config.data.loader_threads,
+            config.data.queue_depth,
+        )?;
+        Ok(Feed::new(loader, collator(config), start)?)
+    }
+}
+
+/// The collator that `config` describes.
+pub fn collator(config: &Config) -> Collator {
+    Collator {
+        seed: config.seed,
+        dims: config.pi0_dims(),
+        critic_dims: config.critic_dims(),
+        candidates: config.acrlpd.num_action_samples,
+        temperature: config.acrlpd.action_sampling_temperature,
+        micro_batch: config.micro_batch(),
+        augment: config.data.augment,
+        dropout: config.critic.dropout_rate,
+    }
+}
+
+/// A learner of the configured sizes on `gpu`; its weights are not set yet.
+///
+/// # Errors
+/// Storage types the device lacks, and memory it has not got.
+pub fn learner(gpu: &Gpu, config: &Config) -> Result<Learner> {
+    if !gpu.caps().stores(config.model.dtype.into()) {
+        return Err(TrainError::Mismatch(format!(
+            "model.dtype = \"{}\" cannot be used: {} does not store it; set --set model.dtype=float32, or use another \
+             --device",
+            config.model.dtype,
+            gpu.caps().name
+        )));
+    }
+    Ok(Learner::new(
+        gpu,
+        recipe::step_config(config),
+        config.pi0_dims(),
+        config.critic_dims(),
+    )?)
+}

@@ -1,0 +1,209 @@
+//! A learner on disk: initial weights in, checkpoints out and in again.
+
+use std::path::{Path, PathBuf};
+
+use super::error::Result;
+use crate::checkpoint::{self, CheckpointError, Draft, RunState, Saved, TensorWriter, Weights, state};
+use crate::config::Config;
+use crate::data::NormStats;
+use crate::gpu::{Gpu, Tensor};
+use crate::model::params::{ParamStore, ParamTensor};
+use crate::step::Learner;
+use crate::step::learner::Temperature;
+
+/// Names of the temperature's numbers in `optimizer.safetensors`.
+const TEMPERATURE: [&str; 3] = ["log_alpha", "m", "v"];
+
+/// What identifies a checkpoint beside the learner.
+pub struct Identity<'a> {
+    /// The run's folder.
+    pub dir: &'a Path,
+    pub config: &'a Config,
+    pub stats: &'a NormStats,
+}
+
+/// Saves the learner after `step` steps; returns the checkpoint's folder. Waits for the device.
+///
+/// # Errors
+/// A device that failed (nothing is saved then), and a disk that cannot be written.
+pub fn save(learner: &Learner, identity: &Identity<'_>, step: u64) -> Result<PathBuf> {
+    learner.gpu.sync()?;
+    let Identity { dir, config, stats } = identity;
+    let mut draft = checkpoint::begin(dir, RunState::now(step, config.seed, &config.name))?;
+    let gpu = &learner.gpu;
+    let (pi0, critic) = (&learner.pi0, &learner.critic);
+    write(gpu, &mut draft, state::PARAMS, &[("", &pi0.weights)])?;
+    if let Some(average) = &pi0.average {
+        write_average(gpu, &mut draft, &pi0.weights, average)?;
+    }
+    let mut critics = vec![(state::ONLINE, &critic.weights)];
+    critics.extend(critic.average.as_ref().map(|targets| (state::TARGET, targets)));
+    write(gpu, &mut draft, state::CRITIC, &critics)?;
+
+    let moments = moments(learner);
+    let mut plan: Vec<(String, Vec<usize>)> = moments.iter().flat_map(|(s, store)| names(s, store)).collect();
+    let temperature = learner.temperature.as_ref().map(numbers);
+    plan.extend(temperature.iter().flatten().map(|(name, _)| (name.clone(), vec![1])));
+    let mut file = draft.tensors(state::OPTIMIZER, &plan)?;
+    for (section, store) in &moments {
+        write_store(gpu, &mut file, section, store)?;
+    }
+    for (name, tensor) in temperature.iter().flatten() {
+        file.write(name, &gpu.read_f32(tensor)?)?;
+    }
+    draft.keep(file)?;
+
+    draft.text(state::CONFIG, &config.to_toml())?;
+    stats.write(draft.folder().join(state::NORM_STATS))?;
+    draft.adopt(state::NORM_STATS)?;
+    Ok(draft.commit(config.keep_checkpoints)?)
+}
+
+/// Sets a learner to what was saved. Nothing is changed unless everything fits.
+///
+/// # Errors
+/// Tensors that are missing or have other shapes than the learner's.
+pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
+    let gpu = &learner.gpu;
+    let table = |store: &ParamStore| store.placement().table().clone();
+    let (params, critic) = (saved.tensors(state::PARAMS)?, saved.tensors(state::CRITIC)?);
+    let optimizer = saved.tensors(state::OPTIMIZER)?;
+    params.check(&table(&learner.pi0.weights), "")?;
+    for section in [state::ONLINE, state::TARGET] {
+        critic.check(&table(&learner.critic.weights), section)?;
+    }
+    let moments = moments(learner);
+    for (section, store) in &moments {
+        for (name, shape) in names(section, store) {
+            optimizer.values(&name, &shape)?;
+        }
+    }
+    let ema = match &learner.pi0.average {
+        Some(_) if saved.has(state::EMA) => Some(saved.tensors(state::EMA)?),
+        Some(_) => {
+            tracing::warn!("the checkpoint was saved without a weight average; it starts from the weights");
+            None
+        }
+        None => None,
+    };
+    if let Some(ema) = &ema {
+        ema.check(&table(&learner.pi0.weights), "")?;
+    }
+
+    load(learner, &params)?;
+    if let (Some(average), Some(ema)) = (&learner.pi0.average, &ema) {
+        fill(gpu, average, |t| ema.tensor(t))?;
+    }
+    fill(gpu, &learner.critic.weights, |t| in_section(&critic, state::ONLINE, t))?;
+    if let Some(targets) = &learner.critic.average {
+        fill(gpu, targets, |t| in_section(&critic, state::TARGET, t))?;
+    }
+    for (section, store) in &moments {
+        fill(gpu, store, |t| in_section(&optimizer, section, t))?;
+    }
+    if let Some(temperature) = &learner.temperature {
+        for (name, tensor) in numbers(temperature) {
+            match optimizer.values(&name, &[1]) {
+                Ok(value) => gpu.write_f32(tensor, &value),
+                Err(_) => tracing::warn!("the checkpoint was saved without `{name}`; it starts from zero"),
+            }
+        }
+    }
+    Ok(gpu.sync()?)
+}
+
+/// Checks that `weights` hold π₀ as the learner has it, without touching the device.
+///
+/// # Errors
+/// Tensors that are missing or have another shape.
+pub fn check(learner: &Learner, weights: &Weights) -> Result<()> {
+    let unused = weights.check(learner.pi0.weights.placement().table(), "")?;
+    if !unused.is_empty() {
+        let (n, first) = (unused.len(), unused[0]);
+        tracing::warn!("{n} tensors of `{}` are not used, such as `{first}`", weights.path().display());
+    }
+    Ok(())
+}
+
+/// Sets π₀ to `weights`; its average starts there.
+///
+/// # Errors
+/// As [`check`].
+pub fn load(learner: &Learner, weights: &Weights) -> Result<()> {
+    check(learner, weights)?;
+    let mut failed = None;
+    learner.load_pi0(|t| or_note(weights.tensor(t), &mut failed));
+    failed.map_or(Ok(()), |e| Err(e.into()))
+}
+
+type Read = Result<Vec<f32>, CheckpointError>;
+
+fn in_section(weights: &Weights, section: &str, tensor: &ParamTensor) -> Read {
+    weights.values(&format!("{section}{}", tensor.name), &tensor.shape)
+}
+
+/// Overwrites a store tensor by tensor.
+fn fill(gpu: &Gpu, store: &ParamStore, read: impl Fn(&ParamTensor) -> Read) -> Result<()> {
+    let mut failed = None;
+    store.write(gpu, |t| or_note(read(t), &mut failed));
+    failed.map_or(Ok(()), |e| Err(e.into()))
+}
+
+fn or_note<E>(values: Result<Vec<f32>, E>, failed: &mut Option<E>) -> Option<Vec<f32>> {
+    values.map_err(|e| failed.get_or_insert(e)).ok()
+}
+
+/// Moments of both groups with their sections.
+fn moments(learner: &Learner) -> [(&'static str, &ParamStore); 4] {
+    [
+        (state::PI0_M, &learner.pi0.m),
+        (state::PI0_V, &learner.pi0.v),
+        (state::CRITIC_M, &learner.critic.m),
+        (state::CRITIC_V, &learner.critic.v),
+    ]
+}
+
+fn numbers(t: &Temperature) -> Vec<(String, &Tensor)> {
+    let named = |(name, tensor)| (format!("{}{name}", state::TEMPERATURE), tensor);
+    TEMPERATURE.into_iter().zip([&t.log_alpha, &t.m, &t.v]).map(named).collect()
+}
+
+/// Names and shapes of the tensors a store has memory for.
+fn names(section: &str, store: &ParamStore) -> Vec<(String, Vec<usize>)> {
+    let named = store.named().into_iter();
+    named.map(|(t, _)| (format!("{section}{}", t.name), t.shape)).collect()
+}
+
+fn write(gpu: &Gpu, draft: &mut Draft, file: &str, stores: &[(&str, &ParamStore)]) -> Result<()> {
+    let plan: Vec<_> = stores.iter().flat_map(|(section, store)| names(section, store)).collect();
+    let mut file = draft.tensors(file, &plan)?;
+    for (section, store) in stores {
+        write_store(gpu, &mut file, section, store)?;
+    }
+    Ok(draft.keep(file)?)
+}
+
+fn write_store(gpu: &Gpu, file: &mut TensorWriter, section: &str, store: &ParamStore) -> Result<()> {
+    for (tensor, ranges) in store.named() {
+        write_tensor(gpu, file, &format!("{section}{}", tensor.name), &ranges)?;
+    }
+    Ok(())
+}
+
+fn write_tensor(gpu: &Gpu, file: &mut TensorWriter, name: &str, ranges: &[Tensor]) -> Result<()> {
+    for range in ranges {
+        file.write(name, &gpu.read_f32(range)?)?;
+    }
+    Ok(())
+}
+
+/// The whole model with averaged weights: what is frozen has no average and is its own.
+fn write_average(gpu: &Gpu, draft: &mut Draft, weights: &ParamStore, average: &ParamStore) -> Result<()> {
+    let mut averaged = average.named().into_iter().peekable();
+    let mut file = draft.tensors(state::EMA, &names("", weights))?;
+    for (tensor, ranges) in weights.named() {
+        let own = averaged.next_if(|(t, _)| t.name == tensor.name);
+        write_tensor(gpu, &mut file, &tensor.name, own.as_ref().map_or(&ranges, |(_, r)| r))?;
+    }
+    Ok(draft.keep(file)?)
+}
