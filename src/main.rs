@@ -1,1 +1,115 @@
-fn main() {}
+//! `acrlpd`: flags to command, error to exit code.
+
+mod commands;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Fine-tunes π₀ with action-chunked actor-critic reinforcement learning.
+///
+/// Exit codes: 0 done; 1 a check failed; 2 usage or configuration; 3 bad input data; 4 device; 5 checkpoint;
+/// 130 and 143 stopped by a signal, after saving.
+#[derive(Parser)]
+#[command(name = "acrlpd", version, arg_required_else_help = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train on a LeRobot dataset.
+    Train(commands::train::Args),
+    /// Count what a step costs: FLOPs, bytes, memory, per phase; needs no device.
+    Plan(commands::plan::Args),
+    /// Hold a device to golden fixtures: a folder of groups, or one group.
+    Verify(commands::verify::Args),
+    /// List the devices of this machine and check the chosen one.
+    Doctor(commands::doctor::Args),
+    /// Measure a device.
+    #[command(subcommand)]
+    Bench(commands::bench::Command),
+    /// Look at a dataset.
+    #[command(subcommand)]
+    Data(commands::data::Command),
+    /// Look at weights and checkpoints.
+    #[command(subcommand)]
+    Checkpoint(commands::checkpoint::Command),
+    /// Sample actions of a checkpoint for frames of a dataset, and compare them with the recorded ones.
+    Sample(commands::sample::Args),
+    /// Show a configuration.
+    #[command(subcommand)]
+    Config(commands::config::Command),
+}
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let cli = Cli::parse_from(with_dashes(std::env::args()));
+    let debug = matches!(&cli.command, Command::Train(args) if args.debug);
+    let level = if debug { "acrlpd=debug,warn" } else { "acrlpd=info,error" };
+    let filter = EnvFilter::try_from_env("ACRLPD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+    let done = match cli.command {
+        Command::Train(args) => commands::train::run(args, started),
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Verify(args) => commands::verify::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Bench(command) => commands::bench::run(&command),
+        Command::Data(command) => commands::data::run(&command),
+        Command::Checkpoint(command) => commands::checkpoint::run(&command),
+        Command::Sample(args) => commands::sample::run(&args),
+        Command::Config(command) => commands::config::run(&command),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(commands::exit_code(&error))
+        }
+    }
+}
+
+/// Flags may be written with underscores: `--batch_size` is `--batch-size`.
+fn with_dashes(args: impl Iterator<Item = String>) -> Vec<String> {
+    let mut plain = false;
+    let dashed = |arg: String| {
+        plain |= arg == "--";
+        match arg.strip_prefix("--") {
+            Some(flag) if !plain => {
+                let (name, value) = match flag.split_once('=') {
+                    Some((name, value)) => (name, format!("={value}")),
+                    None => (flag, String::new()),
+                };
+                format!("--{}{value}", name.replace('_', "-"))
+            }
+            _ => arg,
+        }
+    };
+    args.map(dashed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn underscores_become_dashes_in_names_only() {
+        let args = ["train", "--exp_name=a_b", "--pi0_lr", "--", "--x_y"].map(String::from);
+        let want = ["train", "--exp-name=a_b", "--pi0-lr", "--", "--x_y"];
+        assert_eq!(with_dashes(args.into_iter()), want);
+    }
+}

@@ -212,6 +212,16 @@ impl BatchBuilder {
         Ok(())
     }
 
+    /// Turns normalised actions `[n, real_action_dim]` of a chunk that starts at the global frame `frame` into the
+    /// robot's, in the units of the dataset: the inverse of what [`BatchBuilder::build`] does.
+    pub fn actions_to_robot(&self, actions: &mut [f64], frame: usize) {
+        let width = self.spec.real_action_dim;
+        actions
+            .chunks_exact_mut(width)
+            .for_each(|a| self.normalize_actions.unnormalize(a));
+        self.transforms.actions_to_robot(actions, width, &self.state(frame));
+    }
+
     fn episode_of(&self, frame: usize) -> Result<&EpisodeLabels, DataError> {
         let after = self.episodes.partition_point(|e| e.start <= frame);
         let episode = self.episodes[..after].last().filter(|e| frame - e.start < e.length);

@@ -128,6 +128,17 @@ impl Record {
             .collect()
     }
 
+    /// Sums by operation, in order of first launch.
+    pub fn ops(&self) -> Vec<(&'static str, Totals)> {
+        let mut names: Vec<&'static str> = Vec::new();
+        for (_, op, _) in &self.lines {
+            if !names.contains(op) {
+                names.push(op);
+            }
+        }
+        names.into_iter().map(|n| (n, self.sum(|(_, op)| op == n))).collect()
+    }
+
     fn sum(&self, keep: impl Fn((&'static str, &'static str)) -> bool) -> Totals {
         let mut total = Totals::default();
         for &(phase, op, t) in &self.lines {

@@ -1,0 +1,257 @@
+//! `acrlpd bench`: medians on a device.
+
+use std::time::Instant;
+
+use acrlpd::config::Config;
+use acrlpd::gpu::{DType, Gpu, Record};
+use acrlpd::ops::gemm;
+use acrlpd::step::metrics::Metrics;
+use acrlpd::step::{Learner, MicroBatch, optimizer, schedule};
+use acrlpd::train::setup::{self, Source};
+use acrlpd::train::recipe;
+use serde::Serialize;
+
+use super::Outcome;
+use super::flags::{ConfigFlags, DeviceFlag};
+use super::table::{number, table};
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Training steps on a real batch: ms per step, launches, and where the time goes.
+    Step(StepArgs),
+    /// Matrix products, f32: GFLOP/s.
+    Kernels(KernelArgs),
+}
+
+#[derive(clap::Args)]
+pub struct StepArgs {
+    #[command(flatten)]
+    config: ConfigFlags,
+    #[command(flatten)]
+    device: DeviceFlag,
+    /// Steps to measure, after three that are not.
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    steps: usize,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct KernelArgs {
+    #[command(flatten)]
+    device: DeviceFlag,
+    /// Edge lengths of square products.
+    #[arg(long, value_delimiter = ',', default_value = "64,128,256,512", value_name = "N,M,…")]
+    sizes: Vec<usize>,
+    /// Products to measure, after three that are not.
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    repeats: usize,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Times in milliseconds.
+#[derive(Serialize)]
+struct Spread {
+    median_ms: f64,
+    p10_ms: f64,
+    p90_ms: f64,
+}
+
+impl Spread {
+    fn of(mut seconds: Vec<f64>) -> Spread {
+        seconds.sort_by(f64::total_cmp);
+        let at = |q: f64| 1e3 * seconds[((seconds.len() - 1) as f64 * q).round() as usize];
+        Spread {
+            median_ms: at(0.5),
+            p10_ms: at(0.1),
+            p90_ms: at(0.9),
+        }
+    }
+}
+
+pub fn run(command: &Command) -> Outcome {
+    match command {
+        Command::Step(args) => step(args),
+        Command::Kernels(args) => kernels(args),
+    }
+}
+
+fn step(args: &StepArgs) -> Outcome {
+    let config = args.config.load(&[])?;
+    let source = Source::open(&config, None, |_, _| ())?;
+    let gpu = Gpu::open(args.device.device)?;
+    let learner = setup::learner(&gpu, &config)?;
+    learner.init(config.seed);
+    gpu.sync()?;
+    let first = Instant::now();
+    let mut bench = Bench {
+        parts: setup::collator(&config).micro_batches(0, &source.builder.build(&source.sampler.draw(0, config.batch_size))?),
+        metrics: Metrics::new(&gpu),
+        config: &config,
+        learner: &learner,
+        done: 0,
+    };
+    bench.step()?;
+    let first_ms = 1e3 * first.elapsed().as_secs_f64();
+    for _ in 0..2 {
+        bench.step()?;
+    }
+    gpu.take_record();
+    let mut seconds = Vec::new();
+    for _ in 0..args.steps.max(1) {
+        let began = Instant::now();
+        bench.step()?;
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    let launches = gpu.take_record().total().launches / args.steps.max(1) as u64;
+    let spread = Spread::of(seconds);
+    // Every launch by itself: their sum is more than a step, which does not wait in between.
+    gpu.set_profiling(true);
+    bench.step()?;
+    gpu.set_profiling(false);
+    let record = gpu.take_record();
+    if args.json {
+        let phases: Vec<_> = record.phases().iter().map(|(name, t)| phase_json(name, t)).collect();
+        let out = serde_json::json!({
+            "device": gpu.caps().name, "config": config.name, "samples": config.batch_size, "steps": args.steps,
+            "step": spread, "first_step_ms": first_ms, "launches_per_step": launches, "profiled": phases,
+        });
+        println!("{out:#}");
+        return Ok(0);
+    }
+    println!(
+        "{}: {} samples a step on {}\n{:.1} ms a step (median of {}; p10 {:.1}, p90 {:.1}), {launches} launches; the first \
+         step took {first_ms:.0} ms",
+        config.name,
+        config.batch_size,
+        gpu.caps().name,
+        spread.median_ms,
+        args.steps.max(1),
+        spread.p10_ms,
+        spread.p90_ms
+    );
+    profile(&record);
+    Ok(0)
+}
+
+fn phase_json(name: &str, t: &acrlpd::gpu::Totals) -> serde_json::Value {
+    let ms = 1e3 * t.time.as_secs_f64();
+    serde_json::json!({"phase": name, "launches": t.launches, "gflop": t.flops / 1e9, "mb": t.bytes / 1e6, "ms": ms})
+}
+
+/// Where the time of a profiled step went, by phase and by operation.
+fn profile(record: &Record) {
+    println!("\none step with a wait after every launch:");
+    let mut t = table(&["phase", "launches", "ms", "GFLOP", "MB", "GFLOP/s", "GB/s"], 1);
+    let mut add = |name: String, total: &acrlpd::gpu::Totals| {
+        let seconds = total.time.as_secs_f64().max(1e-9);
+        t.add_row([
+            name,
+            total.launches.to_string(),
+            number(1e3 * seconds),
+            number(total.flops / 1e9),
+            number(total.bytes / 1e6),
+            number(total.flops / 1e9 / seconds),
+            number(total.bytes / 1e9 / seconds),
+        ]);
+    };
+    for (name, total) in record.phases() {
+        add(name.to_owned(), &total);
+    }
+    let mut ops = record.ops();
+    ops.sort_by(|a, b| b.1.time.cmp(&a.1.time));
+    for (name, total) in ops.iter().take(12) {
+        add(format!("op {name}"), total);
+    }
+    add("all".into(), &record.total());
+    println!("{t}");
+}
+
+/// Steps on one batch, again and again.
+struct Bench<'a> {
+    parts: Vec<MicroBatch>,
+    metrics: Metrics,
+    config: &'a Config,
+    learner: &'a Learner,
+    done: u64,
+}
+
+impl Bench<'_> {
+    fn step(&mut self) -> anyhow::Result<()> {
+        let gpu = &self.learner.gpu;
+        self.metrics.clear(gpu);
+        for part in &self.parts {
+            schedule::micro_batch(self.learner, &self.metrics, part, true);
+        }
+        let rates = recipe::rates(self.config, self.done);
+        optimizer::update(self.learner, &self.metrics, self.done, rates);
+        self.done += 1;
+        Ok(gpu.sync()?)
+    }
+}
+
+/// One measured product.
+#[derive(Serialize)]
+struct Product {
+    op: &'static str,
+    edge: usize,
+    gflops: f64,
+    #[serde(flatten)]
+    spread: Spread,
+}
+
+fn kernels(args: &KernelArgs) -> Outcome {
+    let gpu = Gpu::open(args.device.device)?;
+    let mut all = Vec::new();
+    for &n in &args.sizes {
+        let values: Vec<f32> = (0..n * n).map(|i| (i % 17) as f32 / 17.0 - 0.5).collect();
+        let (a, b) = (gpu.upload_f32(&values, [n, n]), gpu.upload_f32(&values, [n, n]));
+        let c = gpu.alloc(DType::F32, [n, n]);
+        for (op, transposed) in [("nt", 0), ("nn", 1), ("tn", 2)] {
+            let product = || match transposed {
+                0 => gemm::nt(&a, &b).to(&gpu, &c),
+                1 => gemm::nn(&a, &b).to(&gpu, &c),
+                _ => gemm::tn(&a, &b).to(&gpu, &c),
+            };
+            let mut seconds = Vec::new();
+            for i in 0..args.repeats.max(1) + 3 {
+                let began = Instant::now();
+                product();
+                gpu.sync()?;
+                if i >= 3 {
+                    seconds.push(began.elapsed().as_secs_f64());
+                }
+            }
+            let spread = Spread::of(seconds);
+            let gflops = 2.0 * (n as f64).powi(3) / 1e6 / spread.median_ms;
+            all.push(Product {
+                op,
+                edge: n,
+                gflops,
+                spread,
+            });
+        }
+    }
+    if args.json {
+        println!("{:#}", serde_json::json!({"device": gpu.caps().name, "products": all}));
+        return Ok(0);
+    }
+    println!("{}: products of square f32 matrices, with the wait for each", gpu.caps().name);
+    let mut t = table(&["product", "edge", "GFLOP/s", "median ms", "p10", "p90"], 1);
+    for p in &all {
+        let s = &p.spread;
+        t.add_row([
+            p.op.to_owned(),
+            p.edge.to_string(),
+            number(p.gflops),
+            number(s.median_ms),
+            number(s.p10_ms),
+            number(s.p90_ms),
+        ]);
+    }
+    println!("{t}");
+    Ok(0)
+}

@@ -1,0 +1,54 @@
+//! One file a sub-command. They read flags, call the library and print; nothing is computed here.
+
+pub mod bench;
+pub mod checkpoint;
+pub mod config;
+mod console;
+pub mod data;
+pub mod doctor;
+mod flags;
+pub mod plan;
+pub mod sample;
+mod table;
+pub mod train;
+pub mod verify;
+
+use acrlpd::checkpoint::CheckpointError;
+use acrlpd::config::ConfigError;
+use acrlpd::data::DataError;
+use acrlpd::gpu::GpuError;
+use acrlpd::train::TrainError;
+use acrlpd::verify::VerifyError;
+
+/// What a command returns: its exit code, or why it failed.
+pub type Outcome = anyhow::Result<u8>;
+
+/// A check that failed.
+pub const FAILED: u8 = 1;
+/// Flags that cannot be used.
+const USAGE: u8 = 2;
+
+/// The documented exit code of an error.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if let Some(e) = cause.downcast_ref::<TrainError>() {
+            return e.exit_code();
+        }
+        if cause.is::<ConfigError>() {
+            return USAGE;
+        }
+        if cause.is::<DataError>() {
+            return 3;
+        }
+        if let Some(e) = cause.downcast_ref::<VerifyError>() {
+            return if matches!(e, VerifyError::Gpu(_)) { 4 } else { 3 };
+        }
+        if cause.is::<GpuError>() {
+            return 4;
+        }
+        if cause.is::<CheckpointError>() {
+            return 5;
+        }
+    }
+    USAGE
+}

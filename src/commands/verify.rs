@@ -1,0 +1,110 @@
+//! `acrlpd verify`: golden fixtures on a device.
+
+use std::path::PathBuf;
+
+use acrlpd::gpu::Gpu;
+use acrlpd::verify::{self, Kind, Report};
+
+use super::flags::DeviceFlag;
+use super::table::table;
+use super::{FAILED, Outcome};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A folder with fixture groups, or one group: its JSON, or its name without extension.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    device: DeviceFlag,
+    /// Check only tensors whose name contains this.
+    #[arg(long, value_name = "PATTERN")]
+    only: Option<String>,
+    /// List every tensor, not only the worst of each group and those that fail.
+    #[arg(long)]
+    all: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let mut groups = Vec::new();
+    for path in &args.paths {
+        groups.extend(verify::groups(path)?);
+    }
+    let gpu = Gpu::open(args.device.device)?;
+    if !args.json {
+        println!("device {}", gpu.caps().name);
+    }
+    let wanted = |name: &str| args.only.as_ref().is_none_or(|pattern| name.contains(pattern.as_str()));
+    let mut reports = Vec::new();
+    for group in &groups {
+        let report = verify::run(&gpu, group, &wanted)?;
+        let empty = report.rows.is_empty() && report.unknown.is_empty() && args.only.is_some();
+        if empty {
+            continue;
+        }
+        if !args.json {
+            print(&report, args.all);
+        }
+        reports.push(report);
+    }
+    if reports.is_empty() {
+        let pattern = args.only.as_deref().unwrap_or_default();
+        anyhow::bail!("--only {pattern} matches no tensor of these fixtures; leave it out to see their names with --all");
+    }
+    let passed = reports.iter().all(Report::passed);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&reports)?);
+    } else {
+        let (rows, failed) = count(&reports);
+        let verdict = if passed { "all within tolerance".into() } else { format!("{failed} FAILED") };
+        println!("{rows} tensors in {} groups: {verdict}", reports.len());
+    }
+    Ok(if passed { 0 } else { FAILED })
+}
+
+/// Tensors compared, and how many of them failed or could not be judged.
+fn count(reports: &[Report]) -> (usize, usize) {
+    let rows = reports.iter().flat_map(|r| &r.rows);
+    let unknown: usize = reports.iter().map(|r| r.unknown.len()).sum();
+    (
+        rows.clone().count() + unknown,
+        rows.filter(|r| !r.passed).count() + unknown,
+    )
+}
+
+/// The table of a group.
+pub fn print(report: &Report, all: bool) {
+    let mut t = table(&["tensor", "kind", "elements", "error", "tolerance", ""], 2);
+    let worst = report.worst().map(|r| r.tensor.clone());
+    for row in &report.rows {
+        if all || !row.passed || worst.as_ref() == Some(&row.tensor) {
+            t.add_row([
+                row.tensor.clone(),
+                kind(row.kind).to_owned(),
+                row.elements.to_string(),
+                format!("{:.1e}", row.error),
+                format!("{:.1e}", row.tolerance),
+                if row.passed { "ok".into() } else { "FAILED".to_string() },
+            ]);
+        }
+    }
+    for name in &report.unknown {
+        t.add_row([name.as_str(), "unknown", "", "", "", "FAILED"]);
+    }
+    let passed = report.rows.iter().filter(|r| r.passed).count();
+    println!("\n{}: {passed} of {} tensors within tolerance", report.group, report.rows.len() + report.unknown.len());
+    println!("{t}");
+}
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Forward => "forward",
+        Kind::Gradient => "gradient",
+        Kind::Zero(_) => "zero",
+        Kind::Update { .. } => "update",
+        Kind::Absolute(_) => "absolute",
+        Kind::Exact => "exact",
+    }
+}
