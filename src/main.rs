@@ -13,7 +13,12 @@ use tracing_subscriber::EnvFilter;
 /// Exit codes: 0 done; 1 a check failed; 2 usage or configuration; 3 bad input data; 4 device; 5 checkpoint;
 /// 130 and 143 stopped by a signal, after saving.
 #[derive(Parser)]
-#[command(name = "acrlpd", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(
+    name = "acrlpd",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -49,7 +54,11 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let cli = Cli::parse_from(with_dashes(std::env::args()));
     let debug = matches!(&cli.command, Command::Train(args) if args.debug);
-    let level = if debug { "acrlpd=debug,warn" } else { "acrlpd=info,error" };
+    let level = if debug {
+        "acrlpd=debug,warn"
+    } else {
+        "acrlpd=info,error"
+    };
     let filter = EnvFilter::try_from_env("ACRLPD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

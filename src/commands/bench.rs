@@ -7,8 +7,8 @@ use acrlpd::gpu::{DType, Gpu, Record};
 use acrlpd::ops::gemm;
 use acrlpd::step::metrics::Metrics;
 use acrlpd::step::{Learner, MicroBatch, optimizer, schedule};
-use acrlpd::train::setup::{self, Source};
 use acrlpd::train::recipe;
+use acrlpd::train::setup::{self, Source};
 use serde::Serialize;
 
 use super::Outcome;
@@ -88,7 +88,8 @@ fn step(args: &StepArgs) -> Outcome {
     gpu.sync()?;
     let first = Instant::now();
     let mut bench = Bench {
-        parts: setup::collator(&config).micro_batches(0, &source.builder.build(&source.sampler.draw(0, config.batch_size))?),
+        parts: setup::collator(&config)
+            .micro_batches(0, &source.builder.build(&source.sampler.draw(0, config.batch_size))?),
         metrics: Metrics::new(&gpu),
         config: &config,
         learner: &learner,
@@ -239,7 +240,10 @@ fn kernels(args: &KernelArgs) -> Outcome {
         println!("{:#}", serde_json::json!({"device": gpu.caps().name, "products": all}));
         return Ok(0);
     }
-    println!("{}: products of square f32 matrices, with the wait for each", gpu.caps().name);
+    println!(
+        "{}: products of square f32 matrices, with the wait for each",
+        gpu.caps().name
+    );
     let mut t = table(&["product", "edge", "GFLOP/s", "median ms", "p10", "p90"], 1);
     for p in &all {
         let s = &p.spread;

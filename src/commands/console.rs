@@ -56,7 +56,10 @@ impl Console {
             println!("\n{t}");
         }
         let seconds = finish.elapsed.as_secs_f64();
-        println!("steps       {steps} in {seconds:.1} s ({:.2} per s)", steps as f64 / seconds.max(1e-9));
+        println!(
+            "steps       {steps} in {seconds:.1} s ({:.2} per s)",
+            steps as f64 / seconds.max(1e-9)
+        );
         if let Some(first_step) = finish.first_step {
             println!("first step  done {:.1} s after the start", first_step.as_secs_f64());
         }
@@ -64,11 +67,17 @@ impl Console {
         println!("launches    {:.0} per step", finish.launches_per_step);
         println!("memory      {} at most", bytes(finish.peak_bytes));
         if finish.skipped > 0 {
-            println!("skipped     {} steps with gradients that were not finite", finish.skipped);
+            println!(
+                "skipped     {} steps with gradients that were not finite",
+                finish.skipped
+            );
         }
         let place = |path: &Option<std::path::PathBuf>| path.as_ref().map(|p| p.display().to_string());
         println!("checkpoint  {}", place(&finish.checkpoint).unwrap_or("none".into()));
-        println!("metrics     {}", place(&finish.metrics).unwrap_or("none (dry run)".into()));
+        println!(
+            "metrics     {}",
+            place(&finish.metrics).unwrap_or("none (dry run)".into())
+        );
     }
 }
 
@@ -78,7 +87,9 @@ impl Observer for Console {
     }
 
     fn statistics(&mut self, done: usize, all: usize) {
-        let bar = self.bar.get_or_insert_with(|| ProgressBar::new(all as u64).with_prefix("norm stats"));
+        let bar = self
+            .bar
+            .get_or_insert_with(|| ProgressBar::new(all as u64).with_prefix("norm stats"));
         bar.set_position(done as u64);
         if done == all {
             bar.finish_and_clear();
@@ -88,7 +99,11 @@ impl Observer for Console {
 
     fn begin(&mut self, p: &Preparation<'_>) {
         let (plan, source) = (p.plan, p.source);
-        let kind = if p.software { ", a CPU: for trying things out" } else { "" };
+        let kind = if p.software {
+            ", a CPU: for trying things out"
+        } else {
+            ""
+        };
         let dataset = source.builder.dataset();
         println!("device      {}{kind}", p.device);
         println!(

@@ -41,7 +41,15 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn print(args: &Args, plan: &Plan) {
-    let mut header = vec!["phase", "launches", "TFLOP", "share", "GB", "FLOP/B"];
+    let mut header = vec![
+        "phase",
+        "launches",
+        "TFLOP",
+        "share",
+        "GB moved",
+        "FLOP/B",
+        "peak memory",
+    ];
     let speed = args.tflops.zip(args.bandwidth);
     if speed.is_some() {
         header.push("ms");
@@ -57,6 +65,7 @@ fn print(args: &Args, plan: &Plan) {
             format!("{:.1} %", 100.0 * p.tflop / total),
             number(p.gigabytes),
             format!("{:.0}", 1e3 * p.tflop / p.gigabytes.max(1e-12)),
+            bytes(p.peak_bytes),
         ];
         if let Some((tflops, bandwidth)) = speed {
             let ms = 1e3 * (p.tflop / tflops).max(p.gigabytes * 1e9 / bandwidth);
@@ -88,7 +97,11 @@ fn print(args: &Args, plan: &Plan) {
         );
     }
     if let Some(room) = args.device_memory {
-        let verdict = if plan.peak_bytes as f64 <= room { "it fits" } else { "it does NOT fit" };
+        let verdict = if plan.peak_bytes as f64 <= room {
+            "it fits"
+        } else {
+            "it does NOT fit"
+        };
         println!("device memory {}: {verdict}", bytes(room as u64));
     }
 }

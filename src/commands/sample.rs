@@ -82,7 +82,11 @@ pub fn run(args: &Args) -> Outcome {
         let winner = gpu.read_u32(&choice.winner)?;
         let candidates = gpu.read_f32(&choice.candidates)?;
         let best = gpu.read_f32(&choice.best)?;
-        let recorded_q = choice.recorded_q.map(|q| gpu.read_f32(&q)).transpose()?.unwrap_or_default();
+        let recorded_q = choice
+            .recorded_q
+            .map(|q| gpu.read_f32(&q))
+            .transpose()?
+            .unwrap_or_default();
         let robot = |normalized: &[Vec<f64>], frame: usize| -> Vec<Vec<f64>> {
             let mut flat = normalized.concat();
             source.builder.actions_to_robot(&mut flat, frame);
@@ -115,7 +119,17 @@ pub fn run(args: &Args) -> Outcome {
         return Ok(0);
     }
     println!("checkpoint {} on {}", folder.display(), gpu.caps().name);
-    let mut t = table(&["frame", "episode", "error", "error (normalised)", "Q", "Q of the recorded"], 0);
+    let mut t = table(
+        &[
+            "frame",
+            "episode",
+            "error",
+            "error (normalised)",
+            "Q",
+            "Q of the recorded",
+        ],
+        0,
+    );
     for s in &all {
         t.add_row([
             s.frame.to_string(),

@@ -2,10 +2,10 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-/// A table with a header; all columns but the first `text` are numbers, aligned to the right.
+/// A Markdown table with a header; all columns but the first `text` are numbers, aligned to the right.
 pub fn table<H: AsRef<str>>(header: &[H], text: usize) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_preset(presets::ASCII_MARKDOWN);
     table.set_header(header.iter().map(AsRef::as_ref));
     for (i, column) in table.column_iter_mut().enumerate() {
         if i >= text {
@@ -52,6 +52,9 @@ mod tests {
             [999, 1_000, 12_345_678, 53_200_000_000].map(bytes),
             ["999 B", "1.00 kB", "12 MB", "53 GB"]
         );
-        assert_eq!([0.0, 1.0, -0.25, 2e-6].map(number), ["0", "1.000", "-0.2500", "2.000e-6"]);
+        assert_eq!(
+            [0.0, 1.0, -0.25, 2e-6].map(number),
+            ["0", "1.000", "-0.2500", "2.000e-6"]
+        );
     }
 }

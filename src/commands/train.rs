@@ -68,7 +68,11 @@ pub fn run(args: Args, started: Instant) -> Outcome {
     if let (Some(name), false) = (&args.wandb_project, args.no_wandb) {
         tracing::warn!("--wandb-project {name}: nothing is sent to wandb; metrics are in metrics.jsonl of the run");
     }
-    let log_interval = if args.debug { Some("1".to_owned()) } else { args.log_interval };
+    let log_interval = if args.debug {
+        Some("1".to_owned())
+    } else {
+        args.log_interval
+    };
     let config = args.config.load(&[
         ("checkpoint_dir", args.checkpoint_dir.map(|p| p.display().to_string())),
         ("log_interval", log_interval),

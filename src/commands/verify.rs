@@ -51,14 +51,20 @@ pub fn run(args: &Args) -> Outcome {
     }
     if reports.is_empty() {
         let pattern = args.only.as_deref().unwrap_or_default();
-        anyhow::bail!("--only {pattern} matches no tensor of these fixtures; leave it out to see their names with --all");
+        anyhow::bail!(
+            "--only {pattern} matches no tensor of these fixtures; leave it out to see their names with --all"
+        );
     }
     let passed = reports.iter().all(Report::passed);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&reports)?);
     } else {
         let (rows, failed) = count(&reports);
-        let verdict = if passed { "all within tolerance".into() } else { format!("{failed} FAILED") };
+        let verdict = if passed {
+            "all within tolerance".into()
+        } else {
+            format!("{failed} FAILED")
+        };
         println!("{rows} tensors in {} groups: {verdict}", reports.len());
     }
     Ok(if passed { 0 } else { FAILED })
@@ -94,7 +100,11 @@ pub fn print(report: &Report, all: bool) {
         t.add_row([name.as_str(), "unknown", "", "", "", "FAILED"]);
     }
     let passed = report.rows.iter().filter(|r| r.passed).count();
-    println!("\n{}: {passed} of {} tensors within tolerance", report.group, report.rows.len() + report.unknown.len());
+    println!(
+        "\n{}: {passed} of {} tensors within tolerance",
+        report.group,
+        report.rows.len() + report.unknown.len()
+    );
     println!("{t}");
 }
 

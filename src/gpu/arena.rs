@@ -35,6 +35,8 @@ struct State {
     pages: Vec<Page>,
     used: u64,
     peak: u64,
+    /// Largest use since the last [`Arena::take_recent_peak`].
+    recent_peak: u64,
 }
 
 struct Page {
@@ -115,6 +117,7 @@ impl Arena {
         state.take(page, start, size);
         state.used += size;
         state.peak = state.peak.max(state.used);
+        state.recent_peak = state.recent_peak.max(state.used);
         let handle = state.pages[page].handle.clone();
         let page_size = state.pages[page].size;
         Ok(Block {
@@ -125,6 +128,13 @@ impl Arena {
             handle,
             page_size,
         })
+    }
+
+    /// The largest use since the last call.
+    pub(crate) fn take_recent_peak(&self) -> u64 {
+        let mut state = self.lock();
+        let used = state.used;
+        std::mem::replace(&mut state.recent_peak, used)
     }
 
     /// Current and peak use.

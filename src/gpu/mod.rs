@@ -156,17 +156,24 @@ impl Gpu {
 
     /// Names the phase(s) that the following launches belong to; shares sum to one.
     pub fn phase(&self, shares: &[Share]) {
-        self.recorder().set_phase(shares);
+        let peak = self.recent_peak();
+        self.recorder().set_phase(shares, peak);
     }
 
     /// The account since the last call.
     pub fn take_record(&self) -> Record {
-        self.recorder().take()
+        let peak = self.recent_peak();
+        self.recorder().take(peak)
     }
 
     /// Times every launch from now on. Each then waits for the device, so totals are those of isolated kernels.
     pub fn set_profiling(&self, on: bool) {
         self.0.profiling.store(on, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Bytes of both arenas in use at most since the last call: the states do not change within a step.
+    fn recent_peak(&self) -> u64 {
+        self.0.states.take_recent_peak() + self.0.scratch.take_recent_peak()
     }
 
     fn recorder(&self) -> std::sync::MutexGuard<'_, Recorder> {

@@ -62,12 +62,22 @@ pub struct Recorder {
     shares: Vec<Share>,
     lines: HashMap<(&'static str, &'static str), Totals>,
     order: Vec<(&'static str, &'static str)>,
+    peaks: HashMap<&'static str, u64>,
 }
 
 impl Recorder {
-    pub(crate) fn set_phase(&mut self, shares: &[Share]) {
+    /// Ends the running phases, which had up to `peak_bytes` in use, and starts others.
+    pub(crate) fn set_phase(&mut self, shares: &[Share], peak_bytes: u64) {
+        self.note_peak(peak_bytes);
         self.shares.clear();
         self.shares.extend_from_slice(shares);
+    }
+
+    fn note_peak(&mut self, bytes: u64) {
+        for &(phase, _) in &self.shares {
+            let peak = self.peaks.entry(phase).or_default();
+            *peak = bytes.max(*peak);
+        }
     }
 
     pub(crate) fn add(&mut self, cost: &Cost, time: Duration) {
@@ -92,11 +102,14 @@ impl Recorder {
         }
     }
 
-    pub(crate) fn take(&mut self) -> Record {
+    /// The account so far; the running phase had up to `peak_bytes` in use.
+    pub(crate) fn take(&mut self, peak_bytes: u64) -> Record {
+        self.note_peak(peak_bytes);
         let lines = std::mem::take(&mut self.lines);
         let order = std::mem::take(&mut self.order);
         Record {
             lines: order.into_iter().map(|key| (key.0, key.1, lines[&key])).collect(),
+            peaks: std::mem::take(&mut self.peaks),
         }
     }
 }
@@ -106,6 +119,8 @@ impl Recorder {
 pub struct Record {
     /// (phase, op, totals)
     pub lines: Vec<(&'static str, &'static str, Totals)>,
+    /// Most bytes of both arenas in use during a phase.
+    pub peaks: HashMap<&'static str, u64>,
 }
 
 impl Record {

@@ -62,7 +62,8 @@ impl Collator {
             let (candidate, sample) = (i / samples.len(), samples[i % samples.len()]);
             let key = key(Stream::Candidate).fold(sample as u64).fold(candidate as u64);
             key.normals(out);
-            out.iter_mut().for_each(|v| *v = (f64::from(*v) * self.temperature) as f32);
+            out.iter_mut()
+                .for_each(|v| *v = (f64::from(*v) * self.temperature) as f32);
         }
         // Beta(1.5, 1) has the distribution function t^1.5.
         let time = |&s: &usize| TIME_MIN + TIME_SPAN * libm::pow(key(Stream::BcTime).uniform(s as u64), 2.0 / 3.0);

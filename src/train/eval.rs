@@ -65,7 +65,11 @@ fn chunk_error(learner: &Learner, batch: &ChunkBatch, candidates: &[f32], sample
     for step in (0..h).filter(|step| batch.action_valid[sample * h + step]) {
         let ours = &candidates[(first + step) * a..][..real];
         let theirs = &batch.actions[(sample * h + step) * a..][..real];
-        sum += ours.iter().zip(theirs).map(|(x, y)| f64::from((x - y).abs())).sum::<f64>();
+        sum += ours
+            .iter()
+            .zip(theirs)
+            .map(|(x, y)| f64::from((x - y).abs()))
+            .sum::<f64>();
         count += real;
     }
     sum / count.max(1) as f64

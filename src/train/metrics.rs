@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +97,8 @@ impl Evaluation {
 pub struct Fed {
     /// Steps done with it.
     pub done: u64,
+    /// When it was issued, on the clock of the loop (which stands still during evaluation and saving).
+    pub at: Duration,
     pub rates: Rates,
     pub reward: f64,
     pub positives: f64,
@@ -105,9 +107,10 @@ pub struct Fed {
 
 impl Fed {
     /// The step that was fed `ration`.
-    pub fn new(done: u64, rates: Rates, ration: &Ration) -> Fed {
+    pub fn new(done: u64, at: Duration, rates: Rates, ration: &Ration) -> Fed {
         Fed {
             done,
+            at,
             rates,
             reward: ration.reward,
             positives: ration.positives,
@@ -129,21 +132,24 @@ pub struct Interval {
     steps: u64,
     samples_per_step: usize,
     with_temperature: bool,
-    since: Instant,
+    /// On the clock of the loop: end of the interval before, and of the last step.
+    since: Duration,
+    until: Duration,
     waited: f64,
 }
 
 impl Interval {
-    /// An interval that starts now, with `waited_s` seconds of data stall so far.
-    pub fn new(samples_per_step: usize, with_temperature: bool, waited_s: f64) -> Interval {
+    /// The first interval.
+    pub fn new(samples_per_step: usize, with_temperature: bool) -> Interval {
         Interval {
             sum: Row::default(),
             entropy: [0.0; 3],
             steps: 0,
             samples_per_step,
             with_temperature,
-            since: Instant::now(),
-            waited: waited_s,
+            since: Duration::ZERO,
+            until: Duration::ZERO,
+            waited: 0.0,
         }
     }
 
@@ -167,18 +173,19 @@ impl Interval {
         s.valid += step.valid;
         s.skipped = v(Slot::Skipped) as u64;
         (s.step, s.pi0_lr, s.critic_lr) = (step.done, step.rates.pi0, step.rates.critic);
+        self.until = step.at;
         self.steps += 1;
     }
 
-    /// The row of the interval; the next one starts now. `None` if no step was added.
+    /// The row of the interval, and the start of the next; `waited_s` is the data stall so far. `None` if no step was
+    /// added.
     pub fn finish(&mut self, waited_s: f64) -> Option<Row> {
         let n = self.steps as f64;
         if self.steps == 0 {
             return None;
         }
-        let seconds = self.since.elapsed().as_secs_f64().max(1e-9);
-        let [entropy, temperature, temperature_loss] =
-            self.entropy.map(|sum| self.with_temperature.then_some(sum / n));
+        let seconds = self.until.saturating_sub(self.since).as_secs_f64().max(1e-9);
+        let [entropy, temperature, temperature_loss] = self.entropy.map(|sum| self.with_temperature.then_some(sum / n));
         let s = &self.sum;
         let row = Row {
             step: s.step,
@@ -205,7 +212,11 @@ impl Interval {
             data_wait_ms: 1e3 * (waited_s - self.waited) / n,
             eval: None,
         };
-        *self = Interval::new(self.samples_per_step, self.with_temperature, waited_s);
+        *self = Interval {
+            since: self.until,
+            waited: waited_s,
+            ..Interval::new(self.samples_per_step, self.with_temperature)
+        };
         Some(row)
     }
 }

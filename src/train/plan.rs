@@ -19,6 +19,8 @@ pub struct Phase {
     pub launches: u64,
     pub tflop: f64,
     pub gigabytes: f64,
+    /// Most bytes in use at once during the phase, weights and optimizer states included.
+    pub peak_bytes: u64,
 }
 
 /// Costs of an optimizer step. Every sample has all configured cameras, is a success, carries weight and bootstraps:
@@ -81,6 +83,7 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
             launches: t.launches,
             tflop: t.flops / 1e12,
             gigabytes: t.bytes / 1e9,
+            peak_bytes: record.peaks.get(name).copied().unwrap_or(0),
         })
         .collect();
     let learning = phases.iter().filter(|p| p.name != OPTIMIZER);
@@ -106,7 +109,11 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
 fn fullest(config: &Config, b: usize, tokens: usize) -> MicroBatch {
     let (dims, critic) = (config.pi0_dims(), config.critic_dims());
     let (h, chunk) = (dims.action_horizon, dims.action_horizon * dims.action_dim);
-    let present: Vec<bool> = dims.cameras.iter().map(|c| config.data.cameras.contains_key(c)).collect();
+    let present: Vec<bool> = dims
+        .cameras
+        .iter()
+        .map(|c| config.data.cameras.contains_key(c))
+        .collect();
     let observations = || {
         let pictures = b * present.iter().filter(|p| **p).count();
         let area = dims.image_size * dims.image_size * 3;

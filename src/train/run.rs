@@ -169,10 +169,12 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
         feed: source.feed(config, first, end)?,
         collator: setup::collator(config),
         held_out: Vec::new(),
-        interval: Interval::new(config.batch_size, learner.temperature.is_some(), 0.0),
+        interval: Interval::new(config.batch_size, learner.temperature.is_some()),
         queue: Queue::new(),
         bad: 0,
         skipped: 0,
+        launches: 0,
+        paused: Duration::ZERO,
         first_step: None,
         kept: saved.as_ref().map(|s| s.folder().to_owned()),
         saved_step: saved.as_ref().map(|s| s.state().step),
@@ -214,9 +216,9 @@ fn warn_of_changes(saved: &Saved, config: &Config) {
         return;
     };
     let changes = then.differences(config);
-    let matter = changes
-        .iter()
-        .filter(|(key, ..)| !["num_train_steps", "log_interval", "save_interval", "keep_checkpoints"].contains(&&key[..]));
+    let matter = changes.iter().filter(|(key, ..)| {
+        !["num_train_steps", "log_interval", "save_interval", "keep_checkpoints"].contains(&&key[..])
+    });
     for (key, old, new) in matter {
         tracing::warn!("`{key}` was {old} when the checkpoint was saved and is {new} now");
     }
@@ -254,6 +256,10 @@ struct Run<'a> {
     /// Consecutive steps whose gradients were not finite.
     bad: u64,
     skipped: u64,
+    /// Launches of the steps.
+    launches: u64,
+    /// Time spent evaluating and saving.
+    paused: Duration,
     first_step: Option<Duration>,
     /// Newest checkpoint, and its step.
     kept: Option<PathBuf>,
@@ -280,7 +286,7 @@ impl Run<'_> {
             optimizer::update(learner, &metrics, done, rates);
             done += 1;
             self.queue.push_back(Pending {
-                step: Fed::new(done, rates, &ration),
+                step: Fed::new(done, began.elapsed().saturating_sub(self.paused), rates, &ration),
                 read: metrics.read_later(gpu),
             });
             gpu.check()?;
@@ -294,14 +300,21 @@ impl Run<'_> {
             let last = done == end || signal.is_some();
             if self.eval_due(done) {
                 self.collect(0, end)?;
+                self.launches += gpu.take_record().total().launches;
+                let pause = Instant::now();
                 let evaluation = self.evaluate()?;
                 self.emit(evaluation);
+                self.paused += pause.elapsed();
+                gpu.take_record();
             }
             if !self.options.dry_run && (last || done.is_multiple_of(config.save_interval)) {
                 self.collect(0, end)?;
+                let pause = Instant::now();
                 self.save(done)?;
+                self.paused += pause.elapsed();
             }
         }
+        self.launches += gpu.take_record().total().launches;
         self.collect(0, end)?;
         self.emit(None);
         let usage = [gpu.states().usage().peak, gpu.scratch().usage().peak];
@@ -311,7 +324,7 @@ impl Run<'_> {
             elapsed: began.elapsed(),
             first_step: self.first_step,
             data_wait: self.feed.stall(),
-            launches_per_step: gpu.take_record().total().launches as f64 / (done - first).max(1) as f64,
+            launches_per_step: self.launches as f64 / (done - first).max(1) as f64,
             peak_bytes: usage.iter().sum(),
             skipped: self.skipped,
             checkpoint: self.kept,
@@ -377,7 +390,9 @@ impl Run<'_> {
     }
 
     fn evaluate(&mut self) -> Result<Option<Evaluation>> {
-        let Some(sampler) = &self.source.held_out else { return Ok(None) };
+        let Some(sampler) = &self.source.held_out else {
+            return Ok(None);
+        };
         if self.held_out.is_empty() {
             let config = &self.options.config;
             // The same frames every time: those of a step that training never reaches.
@@ -394,7 +409,9 @@ impl Run<'_> {
 
     /// Closes the interval with a row.
     fn emit(&mut self, evaluation: Option<Evaluation>) {
-        let Some(mut row) = self.interval.finish(self.feed.stall().as_secs_f64()) else { return };
+        let Some(mut row) = self.interval.finish(self.feed.stall().as_secs_f64()) else {
+            return;
+        };
         row.eval = evaluation;
         if let Some(log) = &mut self.log {
             log.write(&row);

@@ -47,7 +47,9 @@ impl Source {
         let sampler = Sampler::new(config.seed, &of(&episodes.train), config.positive_batch_ratio())?;
         let held_out = of(&episodes.eval);
         let drawable = held_out.iter().any(|s| s.count > 0);
-        let held_out = drawable.then(|| Sampler::new(config.seed, &held_out, None)).transpose()?;
+        let held_out = drawable
+            .then(|| Sampler::new(config.seed, &held_out, None))
+            .transpose()?;
         Ok(Source {
             builder: Arc::new(builder),
             stats,

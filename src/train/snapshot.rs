@@ -120,7 +120,10 @@ pub fn check(learner: &Learner, weights: &Weights) -> Result<()> {
     let unused = weights.check(learner.pi0.weights.placement().table(), "")?;
     if !unused.is_empty() {
         let (n, first) = (unused.len(), unused[0]);
-        tracing::warn!("{n} tensors of `{}` are not used, such as `{first}`", weights.path().display());
+        tracing::warn!(
+            "{n} tensors of `{}` are not used, such as `{first}`",
+            weights.path().display()
+        );
     }
     Ok(())
 }
@@ -165,7 +168,11 @@ fn moments(learner: &Learner) -> [(&'static str, &ParamStore); 4] {
 
 fn numbers(t: &Temperature) -> Vec<(String, &Tensor)> {
     let named = |(name, tensor)| (format!("{}{name}", state::TEMPERATURE), tensor);
-    TEMPERATURE.into_iter().zip([&t.log_alpha, &t.m, &t.v]).map(named).collect()
+    TEMPERATURE
+        .into_iter()
+        .zip([&t.log_alpha, &t.m, &t.v])
+        .map(named)
+        .collect()
 }
 
 /// Names and shapes of the tensors a store has memory for.
@@ -175,7 +182,10 @@ fn names(section: &str, store: &ParamStore) -> Vec<(String, Vec<usize>)> {
 }
 
 fn write(gpu: &Gpu, draft: &mut Draft, file: &str, stores: &[(&str, &ParamStore)]) -> Result<()> {
-    let plan: Vec<_> = stores.iter().flat_map(|(section, store)| names(section, store)).collect();
+    let plan: Vec<_> = stores
+        .iter()
+        .flat_map(|(section, store)| names(section, store))
+        .collect();
     let mut file = draft.tensors(file, &plan)?;
     for (section, store) in stores {
         write_store(gpu, &mut file, section, store)?;

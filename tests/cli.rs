@@ -1,0 +1,148 @@
+//! The program as users call it: flags, messages, exit codes.
+
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+
+/// Runs `acrlpd` in the project's folder.
+fn acrlpd(args: &[&str]) -> Output {
+    let mut command = Command::cargo_bin("acrlpd").expect("the program is built with the tests");
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args);
+    command.output().expect("it starts")
+}
+
+/// Runs and expects `code`; returns stdout and stderr.
+fn expect(code: i32, args: &[&str]) -> (String, String) {
+    let out = acrlpd(args);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&out.stdout), text(&out.stderr));
+    assert_eq!(out.status.code(), Some(code), "{args:?}\n{stdout}\n{stderr}");
+    (stdout, stderr)
+}
+
+/// Runs, expects `code` and one sentence on stderr that says all of `parts`.
+fn complains(code: i32, args: &[&str], parts: &[&str]) {
+    let (_, stderr) = expect(code, args);
+    let line = stderr.lines().find(|l| l.starts_with("error: ")).unwrap_or_else(|| panic!("{args:?}: {stderr}"));
+    for part in parts {
+        assert!(line.contains(part), "{args:?}: {line:?} lacks {part:?}");
+    }
+    assert!(!stderr.contains("panicked"), "{stderr}");
+}
+
+fn plan(flags: &[&str]) -> serde_json::Value {
+    let base = ["plan", "--json", "--config", "rl_fold_box", "--batch_size=8", "--grad-accum=1"];
+    let args: Vec<&str> = base.iter().chain(flags).copied().collect();
+    serde_json::from_str(&expect(0, &args).0).expect("JSON")
+}
+
+/// The counts of shared/design's roofline for these shapes, in TFLOP per sample.
+#[test]
+fn plan_counts_the_steps_of_the_full_model() {
+    let critics = "--set=num_critics=2";
+    for (flags, tflop) in [
+        (&[critics][..], 15.91),
+        (&[critics, "--set=best_of_n=32"], 20.08),
+        (&[critics, "--set=action_horizon=50", "--set=acrlpd.chunk_length=50"], 17.80),
+        (&[critics, "--set=acrlpd.freeze=[\"vision\"]"], 14.58),
+        (&[critics, "--set=acrlpd.features=llm"], 16.61),
+        (&[critics, "--set=acrlpd.freeze=[\"vision\", \"language\"]"], 8.55),
+    ] {
+        let plan = plan(flags);
+        let got = plan["tflop_per_sample"].as_f64().expect("a number");
+        assert!((got / tflop - 1.0).abs() < 0.01, "{flags:?}: {got}, not {tflop}");
+        let peak = plan["peak_bytes"].as_u64().expect("bytes");
+        let phases = plan["phases"].as_array().expect("phases");
+        let highest = phases.iter().map(|p| p["peak_bytes"].as_u64().expect("bytes")).max();
+        assert_eq!(highest, Some(peak), "{flags:?}");
+        let names: Vec<&str> = phases.iter().map(|p| p["name"].as_str().expect("a name")).collect();
+        assert!(names.contains(&"current prefix forward") && names.contains(&"optimizer"), "{names:?}");
+    }
+}
+
+#[test]
+fn plan_knows_what_costs_memory() {
+    let peak = |flags: &[&str]| plan(flags)["peak_bytes"].as_u64().expect("bytes");
+    let full = peak(&[]);
+    assert!(peak(&["--set=acrlpd.remat=mlp"]) < full);
+    assert!(peak(&["--set=acrlpd.remat=full"]) < peak(&["--set=acrlpd.remat=mlp"]));
+    assert!(peak(&["--set=acrlpd.use_ema=false"]) < full);
+    assert!(peak(&["--set=acrlpd.freeze=[\"vision\"]"]) < full);
+    let (table, _) = expect(1, &["plan", "--config=rl_fold_box", "--device-memory=24GB"]);
+    assert!(table.contains("does NOT fit"), "{table}");
+}
+
+#[test]
+fn wrong_input_gets_one_sentence_and_its_exit_code() {
+    let train = |flags: &[&'static str]| [&["train", "--config=debug", "--exp_name=unused", "--dry-run"], flags].concat();
+    complains(3, &train(&["--data=/does/not/exist"]), &["/does/not/exist", "meta/info.json"]);
+    complains(3, &train(&["--set=data.tokenizer=/no.model"]), &["/no.model"]);
+    complains(3, &train(&["--set=data.norm_stats=/no.json"]), &["/no.json"]);
+    complains(2, &train(&["--batch-size=zero"]), &["batch_size", "zero"]);
+    complains(2, &train(&["--batch-size=0"]), &["batch_size", "at least 1"]);
+    complains(2, &train(&["--set=acrlpd.discout=1"]), &["discout", "did you mean", "discount"]);
+    complains(2, &train(&["--set=acrlpd.discount"]), &["--set acrlpd.discount", "="]);
+    complains(2, &train(&["--memory-fraction=0"]), &["--memory-fraction"]);
+    complains(2, &train(&["--set=model.dtype=bfloat16", "--device=vulkan"]), &["bfloat16", "float32"]);
+    complains(4, &train(&["--device=cuda:7"]), &["cuda:7"]);
+    complains(5, &train(&["--set=model.weights=/no.safetensors"]), &["/no.safetensors"]);
+    complains(2, &["train", "--config=debgu", "--exp-name=x"], &["debgu", "did you mean `debug`"]);
+    complains(2, &["train", "--config=debug", "--exp-name=../x"], &["--exp-name", "../x"]);
+    complains(2, &["train", "--config=debug", "--exp-name=x", "--set=acrlpd.q_aggregation_weights=[1]"], &["2 members"]);
+    complains(3, &["verify", "/does/not/exist"], &["/does/not/exist"]);
+    complains(3, &["data", "inspect", "/does/not/exist"], &["/does/not/exist"]);
+    complains(5, &["checkpoint", "inspect", "/does/not/exist"], &["/does/not/exist"]);
+    complains(5, &["sample", "--checkpoint=/does/not/exist"], &["/does/not/exist"]);
+    // clap's own messages.
+    expect(2, &["train", "--config=debug", "--exp-name=x", "--unknown"]);
+    expect(2, &["train", "--config=debug", "--exp-name=x", "--device=gpu"]);
+    expect(2, &["train", "--config=debug", "--exp-name=x", "--resume", "--overwrite"]);
+    expect(2, &["frobnicate"]);
+    assert!(!Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/debug/unused").exists());
+}
+
+#[test]
+fn no_adapter_names_the_package_to_install() {
+    let mut command = Command::cargo_bin("acrlpd").expect("the program is built with the tests");
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // The Vulkan loader finds no driver.
+    command.env("VK_DRIVER_FILES", "/none.json").env("VK_ICD_FILENAMES", "/none.json");
+    command.args(["train", "--config=debug", "--exp-name=x", "--dry-run"]);
+    let out = command.output().expect("it starts");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    // A machine with CUDA needs no Vulkan.
+    if out.status.code() != Some(0) {
+        assert_eq!(out.status.code(), Some(4), "{stderr}");
+        assert!(stderr.contains("install"), "{stderr}");
+    }
+}
+
+#[test]
+fn small_commands_answer() {
+    let (out, _) = expect(0, &["config", "show", "--config=debug", "--pi0_lr=0.5"]);
+    assert!(out.contains("actor_lr = 0.5"), "{out}");
+    assert!(expect(0, &["config", "keys"]).0.contains("acrlpd.num_action_samples"));
+    assert_eq!(expect(0, &["config", "presets"]).0.lines().count(), 5);
+    let (out, _) = expect(0, &["data", "inspect", "assets/datasets/aloha_v21_image", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(json["episodes"], 6);
+    let (out, _) = expect(0, &["doctor"]);
+    assert!(out.contains("169 of 169 tensors within tolerance"), "{out}");
+    let (out, _) = expect(0, &["verify", "tests/golden/ops", "--json", "--only", "rms_norm"]);
+    let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert!(json[0]["rows"].as_array().is_some_and(|rows| !rows.is_empty()));
+    complains(2, &["verify", "tests/golden/ops", "--only", "no such tensor"], &["no such tensor"]);
+}
+
+#[test]
+fn norm_stats_are_written_as_openpi_does() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("norm_stats.json");
+    expect(0, &["data", "norm-stats", "--config=debug", "--out", &file.display().to_string()]);
+    let text = std::fs::read_to_string(&file).expect("it is there");
+    let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(json["norm_stats"]["actions"]["mean"].as_array().map(Vec::len), Some(14));
+    let given = format!("--set=data.norm_stats={}", file.display());
+    expect(0, &["train", "--config=debug", "--exp-name=unused", "--dry-run", "--batch-size=2", &given]);
+}
