@@ -24,7 +24,10 @@ fn expect(code: i32, args: &[&str]) -> (String, String) {
 /// Runs, expects `code` and one sentence on stderr that says all of `parts`.
 fn complains(code: i32, args: &[&str], parts: &[&str]) {
     let (_, stderr) = expect(code, args);
-    let line = stderr.lines().find(|l| l.starts_with("error: ")).unwrap_or_else(|| panic!("{args:?}: {stderr}"));
+    let line = stderr
+        .lines()
+        .find(|l| l.starts_with("error: "))
+        .unwrap_or_else(|| panic!("{args:?}: {stderr}"));
     for part in parts {
         assert!(line.contains(part), "{args:?}: {line:?} lacks {part:?}");
     }
@@ -32,7 +35,14 @@ fn complains(code: i32, args: &[&str], parts: &[&str]) {
 }
 
 fn plan(flags: &[&str]) -> serde_json::Value {
-    let base = ["plan", "--json", "--config", "rl_fold_box", "--batch_size=8", "--grad-accum=1"];
+    let base = [
+        "plan",
+        "--json",
+        "--config",
+        "rl_fold_box",
+        "--batch_size=8",
+        "--grad-accum=1",
+    ];
     let args: Vec<&str> = base.iter().chain(flags).copied().collect();
     serde_json::from_str(&expect(0, &args).0).expect("JSON")
 }
@@ -44,7 +54,10 @@ fn plan_counts_the_steps_of_the_full_model() {
     for (flags, tflop) in [
         (&[critics][..], 15.91),
         (&[critics, "--set=best_of_n=32"], 20.08),
-        (&[critics, "--set=action_horizon=50", "--set=acrlpd.chunk_length=50"], 17.80),
+        (
+            &[critics, "--set=action_horizon=50", "--set=acrlpd.chunk_length=50"],
+            17.80,
+        ),
         (&[critics, "--set=acrlpd.freeze=[\"vision\"]"], 14.58),
         (&[critics, "--set=acrlpd.features=llm"], 16.61),
         (&[critics, "--set=acrlpd.freeze=[\"vision\", \"language\"]"], 8.55),
@@ -57,7 +70,10 @@ fn plan_counts_the_steps_of_the_full_model() {
         let highest = phases.iter().map(|p| p["peak_bytes"].as_u64().expect("bytes")).max();
         assert_eq!(highest, Some(peak), "{flags:?}");
         let names: Vec<&str> = phases.iter().map(|p| p["name"].as_str().expect("a name")).collect();
-        assert!(names.contains(&"current prefix forward") && names.contains(&"optimizer"), "{names:?}");
+        assert!(
+            names.contains(&"current prefix forward") && names.contains(&"optimizer"),
+            "{names:?}"
+        );
     }
 }
 
@@ -75,21 +91,55 @@ fn plan_knows_what_costs_memory() {
 
 #[test]
 fn wrong_input_gets_one_sentence_and_its_exit_code() {
-    let train = |flags: &[&'static str]| [&["train", "--config=debug", "--exp_name=unused", "--dry-run"], flags].concat();
-    complains(3, &train(&["--data=/does/not/exist"]), &["/does/not/exist", "meta/info.json"]);
+    let train =
+        |flags: &[&'static str]| [&["train", "--config=debug", "--exp_name=unused", "--dry-run"], flags].concat();
+    complains(
+        3,
+        &train(&["--data=/does/not/exist"]),
+        &["/does/not/exist", "meta/info.json"],
+    );
     complains(3, &train(&["--set=data.tokenizer=/no.model"]), &["/no.model"]);
     complains(3, &train(&["--set=data.norm_stats=/no.json"]), &["/no.json"]);
     complains(2, &train(&["--batch-size=zero"]), &["batch_size", "zero"]);
     complains(2, &train(&["--batch-size=0"]), &["batch_size", "at least 1"]);
-    complains(2, &train(&["--set=acrlpd.discout=1"]), &["discout", "did you mean", "discount"]);
+    complains(
+        2,
+        &train(&["--set=acrlpd.discout=1"]),
+        &["discout", "did you mean", "discount"],
+    );
     complains(2, &train(&["--set=acrlpd.discount"]), &["--set acrlpd.discount", "="]);
     complains(2, &train(&["--memory-fraction=0"]), &["--memory-fraction"]);
-    complains(2, &train(&["--set=model.dtype=bfloat16", "--device=vulkan"]), &["bfloat16", "float32"]);
-    complains(4, &train(&["--device=cuda:7"]), &["cuda:7"]);
-    complains(5, &train(&["--set=model.weights=/no.safetensors"]), &["/no.safetensors"]);
-    complains(2, &["train", "--config=debgu", "--exp-name=x"], &["debgu", "did you mean `debug`"]);
-    complains(2, &["train", "--config=debug", "--exp-name=../x"], &["--exp-name", "../x"]);
-    complains(2, &["train", "--config=debug", "--exp-name=x", "--set=acrlpd.q_aggregation_weights=[1]"], &["2 members"]);
+    complains(
+        2,
+        &train(&["--set=model.dtype=bfloat16", "--device=vulkan"]),
+        &["bfloat16", "float32"],
+    );
+    complains(4, &train(&["--device=cuda:7"]), &["cuda"]);
+    complains(
+        5,
+        &train(&["--set=model.weights=/no.safetensors"]),
+        &["/no.safetensors"],
+    );
+    complains(
+        2,
+        &["train", "--config=debgu", "--exp-name=x"],
+        &["debgu", "did you mean `debug`"],
+    );
+    complains(
+        2,
+        &["train", "--config=debug", "--exp-name=../x"],
+        &["--exp-name", "../x"],
+    );
+    complains(
+        2,
+        &[
+            "train",
+            "--config=debug",
+            "--exp-name=x",
+            "--set=acrlpd.q_aggregation_weights=[1]",
+        ],
+        &["2 members"],
+    );
     complains(3, &["verify", "/does/not/exist"], &["/does/not/exist"]);
     complains(3, &["data", "inspect", "/does/not/exist"], &["/does/not/exist"]);
     complains(5, &["checkpoint", "inspect", "/does/not/exist"], &["/does/not/exist"]);
@@ -97,9 +147,16 @@ fn wrong_input_gets_one_sentence_and_its_exit_code() {
     // clap's own messages.
     expect(2, &["train", "--config=debug", "--exp-name=x", "--unknown"]);
     expect(2, &["train", "--config=debug", "--exp-name=x", "--device=gpu"]);
-    expect(2, &["train", "--config=debug", "--exp-name=x", "--resume", "--overwrite"]);
+    expect(
+        2,
+        &["train", "--config=debug", "--exp-name=x", "--resume", "--overwrite"],
+    );
     expect(2, &["frobnicate"]);
-    assert!(!Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/debug/unused").exists());
+    assert!(
+        !Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("checkpoints/debug/unused")
+            .exists()
+    );
 }
 
 #[test]
@@ -107,7 +164,9 @@ fn no_adapter_names_the_package_to_install() {
     let mut command = Command::cargo_bin("acrlpd").expect("the program is built with the tests");
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     // The Vulkan loader finds no driver.
-    command.env("VK_DRIVER_FILES", "/none.json").env("VK_ICD_FILENAMES", "/none.json");
+    command
+        .env("VK_DRIVER_FILES", "/none.json")
+        .env("VK_ICD_FILENAMES", "/none.json");
     command.args(["train", "--config=debug", "--exp-name=x", "--dry-run"]);
     let out = command.output().expect("it starts");
     let stderr = String::from_utf8_lossy(&out.stderr);
@@ -132,17 +191,40 @@ fn small_commands_answer() {
     let (out, _) = expect(0, &["verify", "tests/golden/ops", "--json", "--only", "rms_norm"]);
     let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
     assert!(json[0]["rows"].as_array().is_some_and(|rows| !rows.is_empty()));
-    complains(2, &["verify", "tests/golden/ops", "--only", "no such tensor"], &["no such tensor"]);
+    complains(
+        2,
+        &["verify", "tests/golden/ops", "--only", "no such tensor"],
+        &["no such tensor"],
+    );
 }
 
 #[test]
 fn norm_stats_are_written_as_openpi_does() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("norm_stats.json");
-    expect(0, &["data", "norm-stats", "--config=debug", "--out", &file.display().to_string()]);
+    expect(
+        0,
+        &[
+            "data",
+            "norm-stats",
+            "--config=debug",
+            "--out",
+            &file.display().to_string(),
+        ],
+    );
     let text = std::fs::read_to_string(&file).expect("it is there");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(json["norm_stats"]["actions"]["mean"].as_array().map(Vec::len), Some(14));
     let given = format!("--set=data.norm_stats={}", file.display());
-    expect(0, &["train", "--config=debug", "--exp-name=unused", "--dry-run", "--batch-size=2", &given]);
+    expect(
+        0,
+        &[
+            "train",
+            "--config=debug",
+            "--exp-name=unused",
+            "--dry-run",
+            "--batch-size=2",
+            &given,
+        ],
+    );
 }

@@ -108,11 +108,32 @@ fn resuming_gives_the_bits_of_a_run_that_was_never_interrupted() {
 #[test]
 fn threads_and_the_division_into_micro_batches_change_nothing_that_matters() {
     let runs = Runs::new();
-    runs.run(0, "a", &["--max-steps=2", "--set=data.loader_threads=1", "--set=critic.dropout_rate=0"]);
-    let more = ["--max-steps=2", "--set=data.loader_threads=4", "--set=critic.dropout_rate=0", "--grad-accum=4"];
+    runs.run(
+        0,
+        "a",
+        &[
+            "--max-steps=2",
+            "--set=data.loader_threads=1",
+            "--set=critic.dropout_rate=0",
+        ],
+    );
+    let more = [
+        "--max-steps=2",
+        "--set=data.loader_threads=4",
+        "--set=critic.dropout_rate=0",
+        "--grad-accum=4",
+    ];
     runs.run(0, "b", &more);
     for (a, b) in std::iter::zip(runs.rows("a"), runs.rows("b")) {
-        for key in ["critic_loss", "actor_loss", "bc_loss", "q", "pi0_grad_norm", "critic_grad_norm", "entropy"] {
+        for key in [
+            "critic_loss",
+            "actor_loss",
+            "bc_loss",
+            "q",
+            "pi0_grad_norm",
+            "critic_grad_norm",
+            "entropy",
+        ] {
             let (a, b) = (a[key].as_f64().expect("a number"), b[key].as_f64().expect("a number"));
             assert!((a - b).abs() <= 1e-3 * a.abs().max(1e-2), "{key}: {a} and {b}");
         }
@@ -122,14 +143,24 @@ fn threads_and_the_division_into_micro_batches_change_nothing_that_matters() {
 #[test]
 fn runs_are_not_overwritten_by_accident() {
     let runs = Runs::new();
-    runs.run(0, "x", &["--max-steps=4", "--save-interval=1", "--set=keep_checkpoints=2"]);
+    runs.run(
+        0,
+        "x",
+        &["--max-steps=4", "--save-interval=1", "--set=keep_checkpoints=2"],
+    );
     assert_eq!(runs.steps("x"), [3, 4]);
     let before = tensors(&runs.dir("x").join("4"));
     let (_, stderr) = runs.run(2, "x", &["--max-steps=4"]);
-    assert!(stderr.contains("--resume") && stderr.contains("--overwrite") && stderr.contains("step 4"), "{stderr}");
+    assert!(
+        stderr.contains("--resume") && stderr.contains("--overwrite") && stderr.contains("step 4"),
+        "{stderr}"
+    );
     let (out, _) = runs.run(0, "x", &["--overwrite", "--dry-run"]);
     assert!(out.contains("none (dry run)"), "{out}");
-    assert!(before == tensors(&runs.dir("x").join("4")), "a dry run changed a checkpoint");
+    assert!(
+        before == tensors(&runs.dir("x").join("4")),
+        "a dry run changed a checkpoint"
+    );
     runs.run(0, "x", &["--max-steps=1", "--overwrite"]);
     assert_eq!((runs.steps("x"), runs.rows("x").len()), (vec![1], 1));
 }
@@ -153,7 +184,9 @@ fn a_signal_saves_and_the_run_goes_on_from_there() {
         kill(&child, signal);
         let out = child.wait_with_output().expect("it ends");
         let (stdout, _) = check(code, &out);
-        let [step] = runs.steps(&exp)[..] else { panic!("{stdout}") };
+        let [step] = runs.steps(&exp)[..] else {
+            panic!("{stdout}")
+        };
         assert_eq!(runs.rows(&exp).last().expect("rows")["step"], step);
         runs.run(0, &exp, &[&format!("--max-steps={}", step + 1), "--resume"]);
         assert_eq!(runs.steps(&exp), [step, step + 1]);
@@ -173,7 +206,10 @@ fn being_killed_at_any_moment_leaves_whole_checkpoints() {
     child.kill().expect("it runs");
     child.wait().expect("it ends");
     for pause in [35, 61] {
-        let mut child = runs.command("killed", &[&flags[..], &["--resume"]].concat()).spawn().expect("it starts");
+        let mut child = runs
+            .command("killed", &[&flags[..], &["--resume"]].concat())
+            .spawn()
+            .expect("it starts");
         std::thread::sleep(warm + Duration::from_millis(pause));
         child.kill().expect("it runs");
         child.wait().expect("it ends");
@@ -197,7 +233,10 @@ fn trained_weights_can_be_sampled_from_and_started_from() {
     let sample = |flags: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_acrlpd"));
         command.current_dir(env!("CARGO_MANIFEST_DIR"));
-        command.args(["sample", "--json", "--checkpoint"]).arg(&checkpoint).args(flags);
+        command
+            .args(["sample", "--json", "--checkpoint"])
+            .arg(&checkpoint)
+            .args(flags);
         let (out, _) = check(0, &command.output().expect("it starts"));
         serde_json::from_str::<serde_json::Value>(&out).expect("JSON")
     };
@@ -210,11 +249,19 @@ fn trained_weights_can_be_sampled_from_and_started_from() {
 
     // As pretrained weights, under another critic.
     let weights = format!("--set=model.weights={}", checkpoint.display());
-    let (out, _) = runs.run(0, "second", &["--max-steps=1", &weights, "--set=critic_hidden_dims=[16]"]);
+    let (out, _) = runs.run(
+        0,
+        "second",
+        &["--max-steps=1", &weights, "--set=critic_hidden_dims=[16]"],
+    );
     assert!(out.contains("weights of "), "{out}");
     let (_, stderr) = runs.run(5, "third", &["--max-steps=1", &weights, "--set=model.dims.depth=3"]);
     assert!(stderr.contains("layers.2") && stderr.contains("error: "), "{stderr}");
-    let (_, stderr) = runs.run(5, "third", &["--max-steps=1", &weights, "--set=model.dims.expert_mlp=48"]);
+    let (_, stderr) = runs.run(
+        5,
+        "third",
+        &["--max-steps=1", &weights, "--set=model.dims.expert_mlp=48"],
+    );
     assert!(stderr.contains("mlp") && stderr.contains("48"), "{stderr}");
 }
 
@@ -224,12 +271,17 @@ fn wait_for_rows(child: &mut Child, dir: &Path) {
     let rows = || fs::metadata(dir.join("metrics.jsonl")).map_or(0, |m| m.len());
     while rows() == 0 {
         assert!(began.elapsed() < Duration::from_secs(120), "no row after two minutes");
-        assert!(child.try_wait().expect("it can be asked").is_none(), "it ended without a row");
+        assert!(
+            child.try_wait().expect("it can be asked").is_none(),
+            "it ended without a row"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 fn kill(child: &Child, signal: &str) {
-    let done = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+    let done = Command::new("kill")
+        .args([format!("-{signal}"), child.id().to_string()])
+        .status();
     assert!(done.expect("kill is there").success());
 }

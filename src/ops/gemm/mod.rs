@@ -24,6 +24,10 @@ mod tiled;
 
 use crate::gpu::{Caps, Cost, Gpu, Tensor};
 
+/// Multiply-adds from which a product is worth a kernel that loads untransposed `A` in pairs: its loop is twice as long,
+/// and what a WGSL front end does with it grows with the square of that.
+const WIDE_FROM: usize = 1 << 25;
+
 /// A matrix, or a batch of them, inside a tensor.
 #[derive(Clone, Debug)]
 pub struct Mat {
@@ -388,7 +392,7 @@ impl Gemm {
         let config = Config {
             a_transposed: self.a_transposed,
             b_transposed: self.b_transposed,
-            wide_a: wide(&self.a),
+            wide_a: wide(&self.a) && (self.a_transposed || m * n * k >= WIDE_FROM),
             wide_b: wide(&self.b),
             wide_c: wide(&c) && self.pre.as_ref().is_none_or(wide),
             wide_extra: self.extra.as_ref().is_some_and(|(e, _)| wide(e)),
