@@ -78,10 +78,10 @@ impl Bench {
     pub fn evaluate_on(&self, config: StepConfig, batches: &[MicroBatch], update_pi0: bool) -> Evaluation {
         let learner = self.learner(config);
         let metrics = Metrics::new(&self.gpu);
-        let outcome = batches
-            .iter()
-            .map(|b| micro_batch(&learner, &metrics, b, update_pi0))
-            .last();
+        let mut outcome = None;
+        for batch in batches {
+            outcome = Some(micro_batch(&learner, &metrics, batch, update_pi0));
+        }
         Evaluation {
             values: metrics.read(&self.gpu).unwrap(),
             outcome: outcome.expect("there is a batch"),

@@ -9,7 +9,7 @@ use crate::verify::{Kind, Result};
 
 /// Numbers in a description such as "warmup_cosine(peak 1e-2, end 1e-3, warmup 2, decay 6)".
 fn numbers(text: &str) -> Vec<f64> {
-    text.split(|ch: char| ch == ' ' || ch == ',' || ch == '(' || ch == ')')
+    text.split([' ', ',', '(', ')'])
         .filter_map(|t| t.parse().ok())
         .collect()
 }
@@ -41,7 +41,7 @@ pub(super) fn adamw_case(c: &mut Case<'_>) -> Result<()> {
         let g = c.gpu.f32([n]);
         c.gpu.copy(&grads.rows(step..step + 1).view([n]), &g);
         let squares = c.gpu.f32([1, 2]);
-        reduce::squares(c.gpu, &[g.clone()], &squares);
+        reduce::squares(c.gpu, std::slice::from_ref(&g), &squares);
         control.decide(c.gpu, &squares, &limits);
         let lr = warmup_cosine(step as u64, peak, end, warmup as u64, decay as u64) as f32;
         let flat = Flat {

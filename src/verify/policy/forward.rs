@@ -5,6 +5,7 @@ use super::{Check, rows_of, whole};
 use crate::gpu::Tensor;
 use crate::model::bind::Norm;
 use crate::model::flow_time::{FlowTimes, TimeKind};
+use crate::model::layout::PrefixLayout;
 use crate::model::prefix::Depth;
 use crate::model::remat::Remat;
 use crate::model::suffix::{self, Output, RowTimes, Rows};
@@ -86,39 +87,8 @@ pub(super) fn check(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
         c.forward(&format!("hidden/layer{l}/prefix"), &p.read(x)?, kept)?;
         let actions = tape.layers.get(l + 1).map_or(&tape.last, |next| &next.x);
         c.forward(&format!("hidden/layer{l}/suffix"), &joined(state, actions)?, in_suffix)?;
-
-        // Keys and values: lines of the cache are prefix, state of each sample.
-        let heads = d.attention();
-        let kv = heads.kv_width();
-        let mut cached: Vec<(usize, usize)> = Vec::new();
-        for (sample, run) in layout.cached.iter().enumerate() {
-            cached.extend(p.packed.iter().filter(|r| r.0 == sample));
-            let length = p.prefix_len()?;
-            cached.extend((0..s).map(|_| (sample, length)));
-            debug_assert!(cached.len() == run.row0 + run.rows);
-        }
-        let of_prefix = |part: usize| -> Result<Vec<f32>> {
-            let lines = p.columns(&cache[l], part * kv, kv)?;
-            let (mut out, mut line) = (Vec::new(), 0);
-            for run in &layout.cached {
-                out.extend_from_slice(&lines[line * kv..(line + run.rows - s) * kv]);
-                line += run.rows;
-            }
-            Ok(out)
-        };
-        for (part, what) in ["k", "v"].into_iter().enumerate() {
-            let mut got = p.columns(&cache[l], part * kv, kv)?;
-            got.extend(p.columns(&tape.layers[l].qkv, heads.q_width() + part * kv, kv)?);
-            let length = p.prefix_len()?;
-            let all: Vec<_> = cached
-                .iter()
-                .copied()
-                .chain(action_rows.iter().map(|&(b, j)| (b, length + j)))
-                .collect();
-            c.forward(&format!("kv/layer{l}/{what}"), &got, |v, shape| rows_of(&all, v, shape))?;
-            c.forward(&format!("sample/kv/layer{l}/{what}"), &of_prefix(part)?, kept)?;
-        }
     }
+    keys_and_values(p, c, &layout, &cache, &tape, &action_rows)?;
     // The final norm of the expert, on state and actions.
     let normed = |x: &Tensor, modulation: Modulation<'_>| {
         let y = gpu.f32(x.shape());
@@ -183,4 +153,40 @@ pub(super) fn check(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
     c.forward("loss_per_step", &error, whole)?;
     let loss = error.iter().map(|&e| e as f64).sum::<f64>() / error.len() as f64;
     c.forward("loss", &[loss as f32], whole)
+}
+
+/// Keys and values of every layer: lines of the cache are prefix, state of each sample; the actions' are in the tape.
+fn keys_and_values(
+    p: &Policy<'_>,
+    c: &mut Check<'_>,
+    layout: &PrefixLayout,
+    cache: &[Tensor],
+    tape: &suffix::Tape,
+    action_rows: &[(usize, usize)],
+) -> Result<()> {
+    let (heads, s, length) = (p.dims.attention(), p.dims.state_tokens(), p.prefix_len()?);
+    let kv = heads.kv_width();
+    // Places in the group's tensors: of the prefix alone, and of everything in our order.
+    let mut all: Vec<(usize, usize)> = Vec::new();
+    for sample in 0..p.len() {
+        all.extend(p.packed.iter().filter(|r| r.0 == sample));
+        all.extend((0..s).map(|_| (sample, length)));
+    }
+    all.extend(action_rows.iter().map(|&(b, j)| (b, length + j)));
+    for (l, (lines, actions)) in cache.iter().zip(&tape.layers).enumerate() {
+        for (part, what) in ["k", "v"].into_iter().enumerate() {
+            let mut got = p.columns(lines, part * kv, kv)?;
+            let (mut of_prefix, mut line) = (Vec::new(), 0);
+            for run in &layout.cached {
+                of_prefix.extend_from_slice(&got[line * kv..(line + run.rows - s) * kv]);
+                line += run.rows;
+            }
+            got.extend(p.columns(&actions.qkv, heads.q_width() + part * kv, kv)?);
+            c.forward(&format!("kv/layer{l}/{what}"), &got, |v, shape| rows_of(&all, v, shape))?;
+            c.forward(&format!("sample/kv/layer{l}/{what}"), &of_prefix, |v, shape| {
+                rows_of(&p.packed, v, shape)
+            })?;
+        }
+    }
+    Ok(())
 }
