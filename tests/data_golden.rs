@@ -1,12 +1,10 @@
-//! Transforms, resize, tokenizer and chunk sums against the reference implementation's numbers.
+//! Resize and tokenizer against the originals' numbers, and edges of the transforms that `verify` does not visit
+//! (it judges the group `data_ops`, tests/golden.rs).
 
 mod data_support;
 
-use acrlpd::data::chunks::Running;
-use acrlpd::data::resize::{resize_with_pad, resize_with_pad_f32};
-use acrlpd::data::transforms::{
-    DataTransforms, Normalizer, adapt_action_to_pi, adapt_state_to_pi, aloha_delta_mask, pad_into, pixel_to_model,
-};
+use acrlpd::data::resize::resize_with_pad;
+use acrlpd::data::transforms::{DataTransforms, Normalizer, aloha_delta_mask, pad_into};
 use acrlpd::data::{NormKind, RgbImage, Stats};
 use data_support::{Tensors, distance, golden, json, tokenizer};
 
@@ -17,12 +15,8 @@ fn data_ops() -> Tensors {
     Tensors::open(golden("data_ops.safetensors"))
 }
 
-fn wide(values: &[f32]) -> impl Iterator<Item = f64> {
-    values.iter().map(|v| f64::from(*v))
-}
-
 #[test]
-fn normalisation_and_its_inverse() {
+fn normalisers_need_wide_statistics_with_quantiles() {
     let g = data_ops();
     let stats = Stats {
         mean: g.f64("norm/mean"),
@@ -31,14 +25,8 @@ fn normalisation_and_its_inverse() {
         q99: Some(g.f64("norm/q99")),
     };
     for (kind, name) in [(NormKind::ZScore, "zscore"), (NormKind::Quantile, "quantile")] {
-        let normalizer = Normalizer::new(&stats, kind, "state", 14).unwrap();
-        let mut x = g.f64("norm/x");
-        x.chunks_mut(14).for_each(|row| normalizer.normalize(row));
-        assert!(distance(x, g.f64(&format!("norm/{name}"))) < ROUNDING, "{name}");
-        let mut x = g.f64("norm/x32");
-        x.chunks_mut(32).for_each(|row| normalizer.unnormalize(row));
-        assert!(distance(x, g.f64(&format!("norm/un_{name}32"))) < ROUNDING, "un_{name}");
         // Statistics wider than the vector are cut to its width.
+        let normalizer = Normalizer::new(&stats, kind, "state", 5).unwrap();
         let mut narrow = g.f64("norm/x")[..5].to_vec();
         normalizer.normalize(&mut narrow);
         assert!(distance(narrow, g.f64(&format!("norm/{name}"))[..5].to_vec()) < ROUNDING);
@@ -64,19 +52,8 @@ fn normalisation_and_its_inverse() {
 }
 
 #[test]
-fn aloha_space_and_delta_actions() {
+fn robot_actions_survive_the_way_to_the_model_and_back() {
     let g = data_ops();
-    assert_eq!(
-        aloha_delta_mask(),
-        g.u8("aloha/delta_dims").iter().map(|v| *v == 1).collect::<Vec<_>>()
-    );
-    let mut state = g.f64("aloha/state");
-    state.chunks_mut(14).for_each(adapt_state_to_pi);
-    assert!(distance(state.clone(), g.f64("aloha/state_pi")) < ROUNDING);
-    let mut actions = g.f64("aloha/actions");
-    actions.chunks_mut(14).for_each(adapt_action_to_pi);
-    assert!(distance(actions, g.f64("aloha/actions_pi")) < ROUNDING);
-
     let transforms = DataTransforms {
         adapt_to_pi: true,
         delta_mask: Some(aloha_delta_mask()),
@@ -86,44 +63,9 @@ fn aloha_space_and_delta_actions() {
     for (state, chunk) in state.chunks_mut(14).zip(actions.chunks_mut(8 * 14)) {
         transforms.state(state);
         transforms.actions(chunk, 14, state);
-    }
-    assert!(distance(actions.clone(), g.f64("aloha/actions_pi_delta")) < ROUNDING);
-
-    // There and back again.
-    for (state, chunk) in state.chunks(14).zip(actions.chunks_mut(8 * 14)) {
         transforms.actions_to_robot(chunk, 14, state);
     }
     assert!(distance(actions, g.f64("aloha/actions")) < 1e-12);
-}
-
-#[test]
-fn model_actions_come_back_to_the_robot() {
-    let g = data_ops();
-    let state = g.f64("aloha/state_pi");
-    let absolute = DataTransforms {
-        adapt_to_pi: false,
-        delta_mask: Some(aloha_delta_mask()),
-    };
-    let robot = DataTransforms {
-        adapt_to_pi: true,
-        delta_mask: Some(aloha_delta_mask()),
-    };
-    let (mut wide_actions, mut narrow) = (g.f64("aloha/model_actions"), Vec::new());
-    for (state, chunk) in state.chunks(14).zip(wide_actions.chunks_mut(8 * 32)) {
-        let mut cut: Vec<f64> = chunk.chunks(32).flat_map(|a| a[..14].to_vec()).collect();
-        robot.actions_to_robot(&mut cut, 14, state);
-        narrow.extend(cut);
-        absolute.actions_to_robot(chunk, 32, state);
-    }
-    assert!(distance(wide_actions, g.f64("aloha/model_actions_absolute")) < ROUNDING);
-    assert!(distance(narrow, g.f64("aloha/model_actions_robot")) < ROUNDING);
-}
-
-#[test]
-fn pixels_in_the_models_range() {
-    let g = data_ops();
-    let ours: Vec<f32> = g.u8("u8_to_model/in").into_iter().map(pixel_to_model).collect();
-    assert_eq!(ours, g.f32("u8_to_model/out"));
 }
 
 #[test]
@@ -131,27 +73,6 @@ fn padding_rounds_and_fills_with_zeros() {
     let mut out = [9.0; 4];
     pad_into(&[0.1, -2.0], &mut out);
     assert_eq!(out, [0.1, -2.0, 0.0, 0.0]);
-}
-
-#[test]
-fn resize_of_the_reference_group() {
-    let g = data_ops();
-    for (i, size) in [56, 42, 56, 56].into_iter().enumerate() {
-        let name = |part: &str| format!("resize{i}/{part}");
-        let shape = g.shape(&name("u8_in"));
-        let image = RgbImage {
-            height: shape[0],
-            width: shape[1],
-            pixels: g.u8(&name("u8_in")),
-        };
-        assert_eq!(resize_with_pad(&image, size, size), g.u8(&name("u8_out")), "u8 {i}");
-        let shape = g.shape(&name("f32_in"));
-        let out = resize_with_pad_f32(&g.f32(&name("f32_in")), shape[0], shape[1], size, size);
-        assert!(
-            distance(wide(&out), wide(&g.f32(&name("f32_out")))) < ROUNDING,
-            "f32 {i}"
-        );
-    }
 }
 
 #[test]
@@ -177,28 +98,6 @@ fn resize_is_pillows_bit_for_bit() {
         sizes += 1;
     }
     assert_eq!(sizes, 8);
-}
-
-#[test]
-fn running_sums_of_a_chunk() {
-    let g = data_ops();
-    let discount = json(golden("data_ops.json"))["groups"]["chunk"]["discount"]
-        .as_f64()
-        .unwrap();
-    let (rewards, masks, terminals) = (g.f32("chunk/rewards"), g.f32("chunk/masks"), g.f32("chunk/terminals"));
-    let horizon = g.shape("chunk/rewards")[1];
-    let (sums, mins, valid) = (g.f64("chunk/cum_reward"), g.f32("chunk/mask"), g.f32("chunk/valid"));
-    for (b, rewards) in rewards.chunks(horizon).enumerate() {
-        let row = b * horizon..(b + 1) * horizon;
-        // The fixture separates terminals (weights) from masks (bootstrap); with us a terminal is both.
-        let by_terminal: Vec<bool> = terminals[row.clone()].iter().map(|t| *t == 1.0).collect();
-        let by_mask: Vec<bool> = masks[row.clone()].iter().map(|m| *m == 0.0).collect();
-        let running = Running::of(rewards, &by_terminal, discount);
-        assert!(distance(running.reward, sums[row.clone()].to_vec()) < ROUNDING);
-        let expected: Vec<bool> = valid[row.clone()].iter().map(|v| *v == 1.0).collect();
-        assert_eq!(running.valid, expected);
-        assert_eq!(Running::of(rewards, &by_mask, discount).mask, mins[row]);
-    }
 }
 
 #[test]

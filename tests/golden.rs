@@ -55,6 +55,40 @@ fn ops_with_portable_kernels() {
 }
 
 #[test]
+fn data_ops() {
+    check(&device(), "data_ops", 23);
+}
+
+#[test]
+fn full_size_tables() {
+    check(&device(), "pi0_full_shapes", 776);
+    check(&device(), "pi05_full_shapes", 811);
+}
+
+#[test]
+fn a_folder_holds_these_groups() {
+    let found = verify::find(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")).expect("groups are found");
+    let names = |paths: &[std::path::PathBuf]| -> Vec<String> {
+        let name = |p: &std::path::PathBuf| p.file_name().unwrap().to_string_lossy().into_owned();
+        paths.iter().map(name).collect()
+    };
+    let groups = [
+        "acrlpd_tiny",
+        "data_ops",
+        "ops",
+        "pi05_full_shapes",
+        "pi05_tiny",
+        "pi0_full_shapes",
+        "pi0_tiny",
+    ];
+    assert_eq!(names(&found.groups), groups);
+    assert_eq!(
+        names(&found.skipped),
+        ["README.md", "resize", "switches.json", "tokenizer"]
+    );
+}
+
+#[test]
 fn pi0() {
     check(&device(), "pi0_tiny", 280);
 }

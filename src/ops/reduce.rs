@@ -9,6 +9,7 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
+use super::fill;
 use super::pair::{is_wide, load2, storage};
 use super::rows::{RowLayout, row_of_unit, team_sum};
 use crate::gpu::launch::{View, launch};
@@ -20,7 +21,11 @@ pub const ROW: usize = 1024;
 /// `out [2]` = (Σ x², number of non-finite elements) over all the flat tensors.
 pub fn squares(gpu: &Gpu, xs: &[Tensor], out: &Tensor) {
     let rows: usize = xs.iter().map(|x| x.len().div_ceil(ROW)).sum();
-    let mut partial = gpu.f32([rows.max(1), 2]);
+    if rows == 0 {
+        // Nothing learns: no row would write the partial sums.
+        return fill::zero(gpu, out);
+    }
+    let mut partial = gpu.f32([rows, 2]);
     let mut first = 0;
     for x in xs {
         let rows = x.len().div_ceil(ROW);

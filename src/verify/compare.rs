@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::Fixture;
+
 /// What a tensor is, which decides how near it must be.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -12,6 +14,8 @@ pub enum Kind {
     Forward,
     /// A gradient: 5e-4 of the tensor's largest element.
     Gradient,
+    /// Computed in f64 and rounded once: 1.2e-7, a unit in the last place, of the larger of 1 and the element.
+    Rounded,
     /// Zero in exact arithmetic: at most this much, absolute.
     Zero(f64),
     /// Relative L2 distance of an update: at most `relative`, and what storing the weights in f32 loses (`rounding`,
@@ -28,6 +32,7 @@ impl Kind {
         match self {
             Kind::Forward => 1e-4,
             Kind::Gradient => 5e-4,
+            Kind::Rounded => 1.2e-7,
             Kind::Zero(t) | Kind::Absolute(t) => t,
             Kind::Update { relative, rounding } => relative + rounding / norm(want),
             Kind::Exact => 0.0,
@@ -79,6 +84,12 @@ impl Report {
             }
         };
         self.rows.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
+    }
+
+    /// Marks tensors that nothing has read as unknown, where they are `wanted`.
+    pub(crate) fn untouched(&mut self, f: &Fixture, wanted: impl Fn(&str) -> bool) {
+        let names = f.untouched().into_iter();
+        self.unknown.extend(names.filter(|n| wanted(n)));
     }
 
     /// Adds a comparison.
@@ -133,6 +144,7 @@ fn error(kind: Kind, got: &[f32], want: &[f32]) -> f64 {
         }
         Kind::Zero(_) => largest(Box::new(pairs().map(|(g, _)| g.abs()))),
         Kind::Absolute(_) => largest(Box::new(pairs().map(|(g, w)| (g - w).abs()))),
+        Kind::Rounded => largest(Box::new(pairs().map(|(g, w)| (g - w).abs() / w.abs().max(1.0)))),
         Kind::Update { .. } => {
             let distance: f64 = pairs().map(|(g, w)| (g - w).powi(2)).sum();
             let relative = distance.sqrt() / norm(want);
@@ -194,6 +206,8 @@ mod tests {
         assert!(!row(update(0.0), &[f32::NAN], &[1.0]));
         assert!(row(update(0.0), &[1.0009], &[1.0]) && !row(update(0.0), &[1.0011], &[1.0]));
         assert!(row(update(1e-8), &[1.2e-7], &[1.1e-7]) && !row(update(1e-8), &[1.3e-7], &[1.1e-7]));
+        assert!(row(Kind::Rounded, &[100.00001, 1e-7], &[100.0, 0.0]) && !row(Kind::Rounded, &[1.3e-7], &[0.0]));
+        assert!(!row(Kind::Rounded, &[f32::NAN], &[0.0]) && !row(Kind::Rounded, &[100.00002], &[100.0]));
         assert!(!row(Kind::Zero(1e-6), &[f32::NAN], &[0.0]));
         assert!(row(Kind::Forward, &[0.0], &[0.0]) && !row(Kind::Forward, &[1e-3], &[0.0]));
         assert!(row(Kind::Exact, &[0.5], &[0.5]) && !row(Kind::Exact, &[0.5], &[0.50000006]));

@@ -1,11 +1,13 @@
-//! Reading fixture groups.
+//! A fixture group in memory.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
+use super::find::{description, name_of, tensor_files};
 use super::{Result, VerifyError};
 
 /// Elements of a tensor as stored.
@@ -22,6 +24,18 @@ pub enum Values {
 pub struct Array {
     pub shape: Vec<usize>,
     pub values: Values,
+}
+
+impl Values {
+    /// The type as descriptions name it.
+    fn type_name(&self) -> &'static str {
+        match self {
+            Values::F32(_) => "float32",
+            Values::I32(_) => "int32",
+            Values::Bool(_) => "bool",
+            Values::U8(_) => "uint8",
+        }
+    }
 }
 
 impl Array {
@@ -42,111 +56,77 @@ pub struct Fixture {
     pub name: String,
     pub json: Value,
     tensors: BTreeMap<String, Array>,
-}
-
-/// Folder and name of the groups that `path` stands for.
-pub(super) fn groups(path: &Path) -> Result<Vec<PathBuf>> {
-    let file_error = |e: std::io::Error| VerifyError::File {
-        path: path.into(),
-        why: e.to_string(),
-    };
-    if path.is_dir() {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(path).map_err(file_error)? {
-            let file = entry.map_err(file_error)?.path();
-            let stem = file.with_extension("");
-            if file.extension().is_some_and(|e| e == "json") && !tensor_files(&stem)?.is_empty() {
-                found.push(stem);
-            }
-        }
-        found.sort();
-        if found.is_empty() {
-            return Err(VerifyError::NothingFound { path: path.into() });
-        }
-        return Ok(found);
-    }
-    // GROUP, GROUP.json, GROUP.safetensors or GROUP.part.safetensors
-    let mut stem = path.to_path_buf();
-    loop {
-        if stem.with_file_name(format!("{}.json", name_of(&stem))).is_file() && !tensor_files(&stem)?.is_empty() {
-            return Ok(vec![stem]);
-        }
-        let shorter = stem.with_extension("");
-        if shorter == stem {
-            return Err(VerifyError::NothingFound { path: path.into() });
-        }
-        stem = shorter;
-    }
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default()
-}
-
-/// `GROUP.safetensors` and `GROUP.*.safetensors`.
-fn tensor_files(stem: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let folder = stem
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let name = name_of(stem);
-    let mut files = Vec::new();
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return Ok(files);
-    };
-    for entry in entries.flatten() {
-        let file = name_of(&entry.path());
-        let Some(rest) = file.strip_prefix(&name).and_then(|r| r.strip_suffix(".safetensors")) else {
-            continue;
-        };
-        match rest.strip_prefix('.') {
-            None if rest.is_empty() => files.push((String::new(), entry.path())),
-            Some(part) if !part.contains('.') => files.push((part.to_string(), entry.path())),
-            _ => {}
-        }
-    }
-    files.sort();
-    Ok(files)
+    /// Names of tensors that were read, so that what nobody looks at can be reported.
+    touched: RefCell<BTreeSet<String>>,
 }
 
 impl Fixture {
-    /// Reads a group by the path [`groups`] gave.
+    /// Reads a group: `stem` is its path without extensions, as [`groups`](super::groups) gives it.
     pub fn open(stem: &Path) -> Result<Fixture> {
         let name = name_of(stem);
-        let json_path = stem.with_file_name(format!("{name}.json"));
-        let read = |path: &Path| {
-            std::fs::read(path).map_err(|e| VerifyError::File {
-                path: path.into(),
-                why: e.to_string(),
-            })
-        };
-        let json = serde_json::from_slice(&read(&json_path)?).map_err(|e| VerifyError::File {
-            path: json_path.clone(),
-            why: e.to_string(),
-        })?;
         let mut tensors = BTreeMap::new();
+        let json = description(stem)?;
         for (part, path) in tensor_files(stem)? {
-            let bytes = read(&path)?;
-            let file = SafeTensors::deserialize(&bytes).map_err(|e| VerifyError::File {
+            let broken = |why: String| VerifyError::File {
                 path: path.clone(),
-                why: e.to_string(),
-            })?;
+                why,
+            };
+            let bytes = std::fs::read(&path).map_err(|e| broken(e.to_string()))?;
+            let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
             for (tensor, view) in file.iter() {
-                let array = array(&view).ok_or_else(|| VerifyError::File {
-                    path: path.clone(),
-                    why: format!("{tensor} has an unexpected type {:?}", view.dtype()),
-                })?;
-                let key = if part.is_empty() {
-                    tensor.to_string()
-                } else {
-                    format!("{part}:{tensor}")
-                };
-                tensors.insert(key, array);
+                let array = array(&view)
+                    .ok_or_else(|| broken(format!("{tensor} has an unexpected type {:?}", view.dtype())))?;
+                tensors.insert(key(&part, tensor), array);
             }
         }
-        Ok(Fixture { name, json, tensors })
+        let fixture = Fixture {
+            name,
+            json,
+            tensors,
+            touched: RefCell::default(),
+        };
+        fixture.check_listing()?;
+        Ok(fixture)
+    }
+
+    /// Fails unless everything is there that `files` of the description lists: `{FILE: {"tensors": {NAME: [type, shape]}}}`.
+    fn check_listing(&self) -> Result<()> {
+        let files = self.json.get("files").and_then(Value::as_object);
+        for (file, listed) in files.into_iter().flatten() {
+            let part = file
+                .strip_prefix(&self.name)
+                .and_then(|r| r.strip_suffix(".safetensors"));
+            let part =
+                part.ok_or_else(|| self.broken(format!("the description lists {file}, which is of another group")))?;
+            let tensors = listed.get("tensors").and_then(Value::as_object);
+            for (tensor, want) in tensors.into_iter().flatten() {
+                let key = key(part.trim_start_matches('.'), tensor);
+                let have = self.get(&key).ok_or_else(|| {
+                    self.broken(format!("{tensor} is missing from {file}, which the description lists"))
+                })?;
+                let have = serde_json::json!([have.values.type_name(), have.shape]);
+                if have != *want {
+                    return Err(self.broken(format!("{tensor} of {file} is {have}, but the description says {want}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is in front of the first slash in the names of wanted tensors, each once.
+    pub(super) fn prefixes(&self, wanted: &dyn Fn(&str) -> bool) -> Vec<String> {
+        let names = self.names().filter(|n| wanted(n));
+        let first = names.map(|n| n.split_once('/').map_or(n, |(first, _)| first).to_string());
+        first.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Names of tensors whose values or shape nobody has asked for.
+    pub(super) fn untouched(&self) -> Vec<String> {
+        let touched = self.touched.borrow();
+        self.names()
+            .filter(|n| !touched.contains(*n))
+            .map(String::from)
+            .collect()
     }
 
     /// Names of all tensors; those of `GROUP.part.safetensors` as `part:name`.
@@ -161,7 +141,11 @@ impl Fixture {
 
     /// A tensor the group must have.
     pub fn array(&self, name: &str) -> Result<&Array> {
-        self.get(name).ok_or_else(|| self.broken(format!("{name} is missing")))
+        let array = self
+            .get(name)
+            .ok_or_else(|| self.broken(format!("{name} is missing")))?;
+        self.touched.borrow_mut().insert(name.to_string());
+        Ok(array)
     }
 
     /// Its values as f32 (integers and booleans converted).
@@ -231,4 +215,13 @@ fn array(view: &safetensors::tensor::TensorView<'_>) -> Option<Array> {
         shape: view.shape().to_vec(),
         values,
     })
+}
+
+/// The name of a tensor of `GROUP.part.safetensors`.
+fn key(part: &str, tensor: &str) -> String {
+    if part.is_empty() {
+        tensor.to_string()
+    } else {
+        format!("{part}:{tensor}")
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::inputs::{self, text, whole};
+use super::inputs::{self, size, text};
 use super::{Fixture, Result};
 use crate::gpu::{DType, Gpu};
 use crate::model::dims::{CriticDims, Pi0Dims};
@@ -33,8 +33,8 @@ impl TrainingGroup {
         Ok(TrainingGroup {
             dims: inputs::policy_dims(&f)?,
             critic_dims: inputs::critic_dims(&f)?,
-            batch: whole(&f, "/batch")?,
-            candidates: whole(&f, "/candidates")?,
+            batch: size(&f, "/batch")?,
+            candidates: size(&f, "/candidates")?,
             f,
         })
     }
@@ -80,7 +80,7 @@ impl TrainingGroup {
         let pi0 = group("pi0_weight_decay")?;
         let target_entropy = -h("target_entropy_multiplier")? * self.dims.action_dim as f32;
         Ok(StepConfig {
-            euler_steps: whole(&self.f, "/hyper/euler_steps")?,
+            euler_steps: size(&self.f, "/hyper/euler_steps")?,
             candidates: self.candidates,
             objective: Objective::BestOfN,
             critic_loss: self.td_loss(text(&self.f, "/hyper/critic_loss")?)?,
@@ -166,11 +166,12 @@ impl TrainingGroup {
             candidates[(first + range.start) * chunk..(first + range.end) * chunk].to_vec()
         };
         let picked = |prefix: &str| -> Result<_> {
-            Ok(pick(
-                inputs::observations(f, &key(prefix), &self.dims)?,
-                &self.dims,
-                range.clone(),
-            ))
+            let all = inputs::observations(f, &key(prefix), &self.dims)?;
+            if all.masks.len() != self.batch {
+                let have = all.masks.len();
+                return Err(f.broken(format!("{} has {have} samples, not {}", key(prefix), self.batch)));
+            }
+            Ok(pick(all, &self.dims, range.clone()))
         };
         Ok(MicroBatch {
             current: picked("obs/")?,

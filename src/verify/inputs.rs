@@ -16,6 +16,14 @@ pub(super) fn whole(f: &Fixture, pointer: &str) -> Result<usize> {
         .ok_or_else(|| f.broken(format!("the description has no whole number at {pointer}")))
 }
 
+/// A whole number of the description that must not be zero.
+pub(super) fn size(f: &Fixture, pointer: &str) -> Result<usize> {
+    match whole(f, pointer)? {
+        0 => Err(f.broken(format!("the number at {pointer} should be at least 1"))),
+        n => Ok(n),
+    }
+}
+
 /// A string of the description.
 pub(super) fn text<'a>(f: &'a Fixture, pointer: &str) -> Result<&'a str> {
     let value = f.json.pointer(pointer).and_then(Value::as_str);
@@ -24,7 +32,7 @@ pub(super) fn text<'a>(f: &'a Fixture, pointer: &str) -> Result<&'a str> {
 
 /// The policy's sizes, from `dims`.
 pub(super) fn policy_dims(f: &Fixture) -> Result<Pi0Dims> {
-    let n = |key: &str| whole(f, &format!("/dims/{key}"));
+    let n = |key: &str| size(f, &format!("/dims/{key}"));
     let cameras = f.json.pointer("/dims/cameras").and_then(Value::as_array);
     let cameras: Option<Vec<String>> =
         cameras.and_then(|names| names.iter().map(|c| c.as_str().map(String::from)).collect());
@@ -68,13 +76,18 @@ pub(super) fn critic_dims(f: &Fixture) -> Result<CriticDims> {
     let hidden = f.json.pointer("/dims/critic_hidden").and_then(Value::as_array);
     let hidden: Option<Vec<usize>> =
         hidden.and_then(|widths| widths.iter().map(|w| w.as_u64().map(|w| w as usize)).collect());
-    Ok(CriticDims {
-        critics: whole(f, "/dims/num_critics")?,
+    let hidden = hidden.filter(|widths| !widths.is_empty() && !widths.contains(&0));
+    let dims = CriticDims {
+        critics: size(f, "/dims/num_critics")?,
         hidden: hidden.ok_or_else(|| f.broken("dims.critic_hidden should be a list of widths".into()))?,
-        feature_width: whole(f, "/dims/vlm_width")?,
-        real_action_dim: whole(f, "/dims/real_action_dim")?,
-        action_horizon: whole(f, "/dims/action_horizon")?,
-    })
+        feature_width: size(f, "/dims/vlm_width")?,
+        real_action_dim: size(f, "/dims/real_action_dim")?,
+        action_horizon: size(f, "/dims/action_horizon")?,
+    };
+    if dims.real_action_dim > size(f, "/dims/action_dim")? {
+        return Err(f.broken("dims.real_action_dim should not be larger than dims.action_dim".into()));
+    }
+    Ok(dims)
 }
 
 /// A tensor of the group, held to the shape a parameter must have.

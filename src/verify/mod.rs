@@ -2,16 +2,20 @@
 //!
 //! A fixture group is a JSON description with safetensors beside it, in the format of `tests/golden`. What kind of
 //! group it is follows from its description: single operations ([`ops`]), data-side numerics ([`data_ops`]), a policy
-//! ([`policy`]), or a training step ([`training`]). Nothing is tuned to particular files: sizes come from the group.
+//! ([`policy`]), a training step ([`training`]), or the names and shapes of a full-size policy ([`published`]; no
+//! tensors beside it). Nothing is tuned to particular files: sizes come from the group. A tensor that no check reads
+//! fails its group.
 
+mod axes;
 mod compare;
-mod critic;
 mod data_ops;
+mod find;
 mod fixture;
 mod group;
 mod inputs;
 mod ops;
 mod policy;
+mod published;
 mod training;
 mod trajectory;
 
@@ -22,6 +26,7 @@ use thiserror::Error;
 use crate::gpu::{Gpu, GpuError};
 
 pub use compare::{Kind, Report, Row};
+pub use find::Found;
 pub use fixture::{Array, Fixture, Values};
 pub use group::TrainingGroup;
 
@@ -43,9 +48,15 @@ pub enum VerifyError {
 /// Shorthand for results of this room.
 pub type Result<T, E = VerifyError> = std::result::Result<T, E>;
 
-/// The groups in a folder, or the one that `path` names (its JSON, one of its safetensors, or its bare name).
+/// The groups in a folder and what else lies there, or the group that `path` names (its JSON, one of its safetensors,
+/// or its bare name).
+pub fn find(path: &Path) -> Result<Found> {
+    find::find(path)
+}
+
+/// The groups that [`find`] finds.
 pub fn groups(path: &Path) -> Result<Vec<PathBuf>> {
-    fixture::groups(path)
+    Ok(find(path)?.groups)
 }
 
 /// Checks one group; `wanted` picks rows (by `op/tensor` or `tensor`).
@@ -55,9 +66,10 @@ pub fn run(gpu: &Gpu, group: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Rep
     let has = |key: &str| fixture.json.get(key).is_some();
     match () {
         () if has("ops") => ops::run(gpu, &fixture, wanted, &mut report)?,
-        () if has("groups") => data_ops::run(&fixture, wanted, &mut report)?,
+        () if has("groups") => data_ops::run(gpu, &fixture, wanted, &mut report)?,
         () if has("dims") && has("hyper") => training::run(gpu, fixture, wanted, &mut report)?,
         () if has("dims") => policy::run(gpu, &fixture, wanted, &mut report)?,
+        () if published::is_table(&fixture.json) => published::run(&fixture, wanted, &mut report)?,
         () => {
             return Err(VerifyError::Format {
                 group: fixture.name.clone(),
@@ -67,4 +79,9 @@ pub fn run(gpu: &Gpu, group: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Rep
     }
     gpu.check()?;
     Ok(report)
+}
+
+/// A tensor's name without the part of its file.
+fn after_colon(name: &str) -> &str {
+    name.split_once(':').map_or(name, |(_, rest)| rest)
 }

@@ -1,11 +1,9 @@
 //! A training step: every loss with its intermediates, the gradient of each, and the parameters after some updates.
 
-use std::collections::HashSet;
-
 use super::compare::Kind;
 use super::group::TrainingGroup;
 use super::policy::gradient_kind;
-use super::{Fixture, Report, Result, inputs, trajectory};
+use super::{Fixture, Report, Result, after_colon, inputs, trajectory};
 use crate::gpu::{Gpu, Tensor};
 use crate::model::params::ParamStore;
 use crate::ops::ensemble::Aggregate;
@@ -23,8 +21,7 @@ pub(super) fn run(gpu: &Gpu, f: Fixture, wanted: &dyn Fn(&str) -> bool, report: 
         gpu,
         group,
         wanted,
-        report,
-        seen: HashSet::new(),
+        report: &mut *report,
     };
     if case.any(&["losses:", "grads:"]) {
         losses(&mut case)?;
@@ -36,18 +33,10 @@ pub(super) fn run(gpu: &Gpu, f: Fixture, wanted: &dyn Fn(&str) -> bool, report: 
         }
     }
     let inputs = ["weights:", "critic:", "batches:"];
-    let left = case
-        .group
-        .f
-        .names()
-        .filter(|n| !inputs.iter().any(|i| n.starts_with(i)) && wanted(after_colon(n)));
-    let unknown: Vec<String> = left.filter(|n| !case.seen.contains(*n)).map(String::from).collect();
-    case.report.unknown.extend(unknown);
+    let Case { group, .. } = case;
+    let result = |n: &str| !inputs.iter().any(|i| n.starts_with(i));
+    report.untouched(&group.f, |n| result(n) && wanted(after_colon(n)));
     Ok(())
-}
-
-fn after_colon(name: &str) -> &str {
-    name.split_once(':').map_or(name, |(_, rest)| rest)
 }
 
 /// The group, and where results go.
@@ -56,7 +45,6 @@ pub(super) struct Case<'a> {
     pub group: TrainingGroup,
     wanted: &'a dyn Fn(&str) -> bool,
     pub report: &'a mut Report,
-    seen: HashSet<String>,
 }
 
 impl Case<'_> {
@@ -68,7 +56,6 @@ impl Case<'_> {
 
     /// Compares tensor `key` of the group, if it is there and wanted, under a name that says how it was computed.
     pub fn check(&mut self, key: &str, how: &str, kind: Kind, got: &[f32]) -> Result<()> {
-        self.seen.insert(key.to_string());
         let name = after_colon(key);
         if self.group.f.get(key).is_some() && (self.wanted)(name) {
             let want = self.group.f.f32(key)?;
@@ -79,7 +66,6 @@ impl Case<'_> {
 
     /// Compares how far tensor `key` has moved from `start`, in relative L2, after `roundings` roundings to f32.
     pub fn check_update(&mut self, key: &str, how: &str, got: &[f32], start: &[f32], roundings: usize) -> Result<()> {
-        self.seen.insert(key.to_string());
         let name = after_colon(key);
         if self.group.f.get(key).is_some() && (self.wanted)(name) {
             let want = self.group.f.f32(key)?;

@@ -1,27 +1,42 @@
 //! The critic ensemble as a single operation.
 
-use super::ops::Case;
-use super::{Kind, Result};
+use super::Case;
 use crate::gpu::Tensor;
 use crate::model::bind::{CriticLayer, CriticParams};
 use crate::model::critic::{self, Rows, Wanted};
 use crate::model::dims::CriticDims;
+use crate::verify::{Kind, Result};
 
 /// `feats [B, F]`, `actions [B, H, A]`, ensemble parameters; `y [E, B]`. The weight's width says how many action
 /// coordinates are read.
-pub(super) fn op_case(c: &mut Case<'_>) -> Result<()> {
+pub(super) fn critic_case(c: &mut Case<'_>) -> Result<()> {
+    let depth = (0..)
+        .take_while(|i| c.has(&format!("in/critic.layers.{i}.linear.weight")))
+        .count();
+    if depth == 0 {
+        return Err(c.broken("there is no hidden layer"));
+    }
+    // Layer i reads x{i} and writes x{i+1}.
+    let mut shapes = format!("in/critic.out.weight e 1 x{depth}; in/critic.out.bias e 1; cot/dy e b; in/feats b F;");
+    for i in 0..depth {
+        let (layer, to) = (format!("in/critic.layers.{i}"), i + 1);
+        shapes += &format!("{layer}.linear.weight e x{to} x{i}; {layer}.linear.bias e x{to};");
+        shapes += &format!("{layer}.norm.weight e x{to}; {layer}.norm.bias e x{to};");
+    }
+    c.expect(&shapes)?;
     let (features, actions) = (c.tensor("in/feats")?, c.tensor("in/actions")?);
-    let [b, h, a] = *actions.shape() else {
-        return Err(c.broken("actions are not [B, H, A]"));
-    };
-    let mut layers = Vec::new();
-    let mut hidden = Vec::new();
-    while c
-        .f
-        .get(&c.name(&format!("in/critic.layers.{}.linear.weight", layers.len())))
-        .is_some()
-    {
-        let part = |what: &str| c.tensor(&format!("in/critic.layers.{}.{what}", layers.len()));
+    let ([b, h, a], [e, _, input]) = (c.axes("in/actions")?, c.axes("in/critic.layers.0.linear.weight")?);
+    let coordinates = input.saturating_sub(features.dim(1));
+    let real = coordinates / h;
+    if real == 0 || real * h != coordinates || real > a || real > features.dim(1) {
+        return Err(c.broken(format!(
+            "weights of width {input} do not fit {} features and {h} actions of {a} coordinates",
+            features.dim(1)
+        )));
+    }
+    let (mut layers, mut hidden) = (Vec::new(), Vec::new());
+    for i in 0..depth {
+        let part = |what: &str| c.tensor(&format!("in/critic.layers.{i}.{what}"));
         let layer = CriticLayer {
             linear: (part("linear.weight")?, part("linear.bias")?),
             norm: (part("norm.weight")?, part("norm.bias")?),
@@ -29,11 +44,6 @@ pub(super) fn op_case(c: &mut Case<'_>) -> Result<()> {
         hidden.push(layer.norm.0.dim(1));
         layers.push(layer);
     }
-    let first = layers.first().ok_or_else(|| c.broken("there is no hidden layer"))?;
-    let [e, _, input] = *first.linear.0.shape() else {
-        return Err(c.broken("weights are not [E, out, in]"));
-    };
-    let real = (input - features.dim(1)) / h;
     // The features given here include the state, so the dimension that splits them does not matter.
     let d = CriticDims {
         critics: e,

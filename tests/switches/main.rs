@@ -1,0 +1,6 @@
+//! Every switch of a training step, on the training fixture's first batch.
+
+mod bench;
+mod equal;
+mod objective;
+mod update;

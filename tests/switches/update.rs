@@ -1,0 +1,151 @@
+//! Switches of the update: what is frozen, averaged, guarded or left for later.
+
+use acrlpd::model::params::Room;
+use acrlpd::model::prefix::Trainable;
+use acrlpd::step::config::{Features, StepConfig};
+use acrlpd::step::metrics::Slot;
+use acrlpd::step::schedule::micro_batch;
+
+use crate::bench::{Bench, Named, assert_bits, assert_near, bits, read};
+
+/// Names of π₀'s tensors that are in a room.
+fn room_of(e: &crate::bench::Evaluation, name: &str) -> Room {
+    let table = e.learner.pi0.weights.placement().table().clone();
+    let unit = table.units.iter().find(|u| {
+        let mut tensors = u.groups.iter().flat_map(|g| &g.tensors);
+        tensors.any(|t| t.name == name)
+    });
+    unit.expect("the name is in the table").room
+}
+
+#[test]
+fn what_is_frozen_has_no_gradient_and_stays() {
+    let bench = Bench::open();
+    for features in [Features::Embedding, Features::Llm] {
+        let config = StepConfig {
+            features,
+            feature_grad: true,
+            ..bench.config()
+        };
+        let full = bench.evaluate(config.clone());
+        for mask in 0..7u32 {
+            let on = |bit: u32| mask & bit != 0;
+            let trainable = Trainable {
+                vision: on(1),
+                language: on(2),
+                expert: on(4),
+            };
+            let e = bench.evaluate(StepConfig {
+                trainable,
+                ..config.clone()
+            });
+            let what = format!("{trainable:?}, {features:?}");
+            let learns = |name: &str| match room_of(&e, name) {
+                Room::Vision => trainable.vision,
+                Room::Language => trainable.language,
+                Room::Expert => trainable.expert,
+                Room::Critic => true,
+            };
+            for name in full.pi0.keys() {
+                assert_eq!(e.pi0.contains_key(name), learns(name), "{what}: memory of {name}");
+            }
+            assert_bits(&what, &e.critic, &full.critic);
+            if mask != 0 {
+                assert_near(&what, &e.pi0, &full.pi0, 1e-6);
+            }
+
+            let before = read(&bench.gpu, &e.learner.pi0.weights);
+            assert_eq!(e.update(0).get(Slot::Skipped), 0.0, "{what}");
+            let after = read(&bench.gpu, &e.learner.pi0.weights);
+            for (name, values) in &before {
+                let same = bits(values) == bits(&after[name]);
+                // What learns moves by weight decay at least, unless it is zero and has no gradient.
+                let still = values.iter().all(|w| *w == 0.0);
+                assert!(if learns(name) { !same || still } else { same }, "{what}: {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_update_with_a_number_that_is_not_finite_is_skipped() {
+    let bench = Bench::open();
+    let config = bench.group.config().unwrap();
+    assert!(config.temperature.is_some());
+    let good = bench.batches(1);
+    let mut reward = good.clone();
+    reward[0].reward[2] = f32::NAN;
+    let mut noise = good.clone();
+    noise[0].noise.bc[0] = f32::INFINITY;
+    for (what, bad) in [("reward", &reward), ("noise", &noise)] {
+        let e = bench.evaluate_on(config.clone(), bad, true);
+        let before = bench.state(&e.learner);
+        assert_eq!(e.update(0).get(Slot::Skipped), 1.0, "{what}");
+        assert_bits(what, &bench.state(&e.learner), &before);
+
+        // A good step afterwards is as if the bad one had not been.
+        let first = bench.evaluate_on(config.clone(), &good, true);
+        e.metrics.clear(&bench.gpu);
+        micro_batch(&e.learner, &e.metrics, &good[0], true);
+        assert_eq!(e.update(0).get(Slot::Skipped), 1.0, "{what}: skipped so far");
+        assert_eq!(first.update(0).get(Slot::Skipped), 0.0);
+        assert_bits(what, &bench.state(&e.learner), &bench.state(&first.learner));
+    }
+}
+
+#[test]
+fn the_average_only_watches() {
+    let bench = Bench::open();
+    let with = bench.evaluate(bench.config());
+    let without = bench.evaluate(StepConfig {
+        ema_decay: None,
+        ..bench.config()
+    });
+    assert!(without.learner.pi0.average.is_none());
+    with.update(0);
+    without.update(0);
+    let (got, all) = (bench.state(&without.learner), bench.state(&with.learner));
+    assert_bits("without an average", &got, &all);
+    let extra: Vec<_> = all.keys().filter(|k| !got.contains_key(*k)).collect();
+    assert!(!extra.is_empty() && extra.iter().all(|k| k.starts_with("pi0 average")));
+}
+
+#[test]
+fn the_temperature_touches_nothing_else() {
+    let bench = Bench::open();
+    let with = bench.evaluate(bench.group.config().unwrap());
+    let without = bench.evaluate(bench.config());
+    let alpha = |e: &crate::bench::Evaluation| bench.state(&e.learner)["log α"][0];
+    let before = alpha(&with);
+    with.update(0);
+    without.update(0);
+    assert_bits(
+        "no temperature",
+        &bench.state(&without.learner),
+        &bench.state(&with.learner),
+    );
+    assert_ne!(alpha(&with), before);
+}
+
+#[test]
+fn pi0_waits_for_its_turn() {
+    let bench = Bench::open();
+    let config = StepConfig {
+        actor_update_freq: 2,
+        ..bench.group.config().unwrap()
+    };
+    let e = bench.evaluate_on(config.clone(), &bench.batches(1), config.updates_pi0(0));
+    e.update(0);
+    let before = bench.state(&e.learner);
+    e.metrics.clear(&bench.gpu);
+    micro_batch(&e.learner, &e.metrics, &bench.batches(1)[0], config.updates_pi0(1));
+    assert_eq!(e.update(1).pi0_norm(), 0.0);
+    let after = bench.state(&e.learner);
+    let of = |part: &str, all: &Named| -> Named {
+        let named = all.iter().filter(|(name, _)| name.starts_with(part));
+        named.map(|(n, v)| (n.clone(), v.clone())).collect()
+    };
+    assert_bits("π₀", &of("pi0", &after), &of("pi0", &before));
+    assert_bits("temperature", &of("log α", &after), &of("log α", &before));
+    assert!(of("critic", &after) != of("critic", &before));
+}
