@@ -29,8 +29,11 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let mut groups = Vec::new();
+    let mut skipped = Vec::new();
     for path in &args.paths {
-        groups.extend(verify::groups(path)?);
+        let found = verify::find(path)?;
+        groups.extend(found.groups);
+        skipped.extend(found.skipped);
     }
     let gpu = Gpu::open(args.device.device)?;
     if !args.json {
@@ -60,6 +63,10 @@ pub fn run(args: &Args) -> Outcome {
         println!("{}", serde_json::to_string_pretty(&reports)?);
     } else {
         let (rows, failed) = count(&reports);
+        if !skipped.is_empty() {
+            let names: Vec<String> = skipped.iter().map(|p| p.display().to_string()).collect();
+            println!("not fixtures: {}", names.join(", "));
+        }
         let verdict = if passed {
             "all within tolerance".into()
         } else {
@@ -116,5 +123,6 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Update { .. } => "update",
         Kind::Absolute(_) => "absolute",
         Kind::Exact => "exact",
+        Kind::Rounded => "rounded",
     }
 }

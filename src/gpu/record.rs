@@ -172,11 +172,11 @@ mod tests {
     #[test]
     fn a_shared_launch_is_split_between_its_phases() {
         let mut r = Recorder::default();
-        r.set_phase(&[("candidates", 0.75), ("target", 0.25)]);
+        r.set_phase(&[("candidates", 0.75), ("target", 0.25)], 0);
         r.add(&Cost::new("gemm", 100.0, 40), Duration::from_micros(8));
-        r.set_phase(&[("critics", 1.0)]);
+        r.set_phase(&[("critics", 1.0)], 300);
         r.add(&Cost::moving("copy", 12), Duration::ZERO);
-        let record = r.take();
+        let record = r.take(100);
         let phases = record.phases();
         assert_eq!(
             phases.iter().map(|p| p.0).collect::<Vec<_>>(),
@@ -188,6 +188,7 @@ mod tests {
         );
         assert_eq!((phases[0].1.launches, phases[1].1.launches), (1, 0));
         assert_eq!(record.total().launches, 2);
-        assert!(r.take().lines.is_empty());
+        assert_eq!((record.peaks["target"], record.peaks["critics"]), (300, 100));
+        assert!(r.take(0).lines.is_empty());
     }
 }

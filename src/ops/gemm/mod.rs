@@ -389,13 +389,15 @@ impl Gemm {
         let kernel = self.kernel.unwrap_or_else(|| Kernel::pick(caps));
         // Groups may start and end anywhere.
         let wide = |m: &Mat| self.groups.is_none() && m.wide(caps);
+        let wide_c = wide(&c) && self.pre.as_ref().is_none_or(wide);
         let config = Config {
             a_transposed: self.a_transposed,
             b_transposed: self.b_transposed,
             wide_a: wide(&self.a) && (self.a_transposed || m * n * k >= WIDE_FROM),
             wide_b: wide(&self.b),
-            wide_c: wide(&c) && self.pre.as_ref().is_none_or(wide),
-            wide_extra: self.extra.as_ref().is_some_and(|(e, _)| wide(e)),
+            wide_c,
+            // Both are stored and read by the same code: in pairs, or one by one.
+            wide_extra: wide_c && self.extra.as_ref().is_some_and(|(e, _)| wide(e)),
             batched: batch > 1,
             grouped: self.groups.is_some(),
             bias: self.bias.is_some(),

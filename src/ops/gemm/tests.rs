@@ -238,6 +238,13 @@ fn half_precision_storage() {
         let c = gpu.alloc(DType::F16, [m, n]);
         nt(&ga, &gb).with(kernel).to(&gpu, &c);
         check(&gpu, "f16 out", &c, &want, 6e-4);
+        // A float residual on a half product.
+        let r = normals(3, m * n);
+        let residual = gpu.upload_f32(&r, [m, n]);
+        let want: Vec<f64> = want.iter().zip(&r).map(|(x, &y)| x + y as f64).collect();
+        let c = gpu.alloc(DType::F16, [m, n]);
+        nt(&ga, &gb).with(kernel).add(&residual).to(&gpu, &c);
+        check(&gpu, "f16 out, f32 residual", &c, &want, 6e-4);
     }
 }
 
