@@ -9,16 +9,21 @@
 
 mod arena;
 mod caps;
+mod cuda_check;
 mod device;
 mod dry;
 mod dtype;
 mod error;
 mod fault;
 pub(crate) mod launch;
+mod memory;
 pub mod nvrtc;
+mod profile;
 mod raw;
 mod record;
 mod tensor;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 use std::sync::{Arc, Mutex};
@@ -30,10 +35,13 @@ use cubecl_wgpu::WgpuRuntime;
 
 pub use arena::{Arena, ArenaUse};
 pub use caps::{Api, Caps};
+pub use cuda_check::{CudaKernel, CudaReport};
 pub use device::{AdapterInfo, DeviceChoice, adapters};
 pub use dry::DryKernel;
 pub use dtype::DType;
 pub use error::{GpuError, Result};
+pub use memory::MemoryUse;
+pub use profile::{Profile, ProfileRow, Roofline};
 pub use record::{Cost, Record, Share, Totals};
 pub use tensor::{Shape, Tensor};
 pub use transfer::PendingRead;
@@ -164,8 +172,8 @@ impl Gpu {
         self.recorder().take()
     }
 
-    /// Times every launch from now on. Each then waits for the device, so totals are those of isolated kernels.
-    pub fn set_profiling(&self, on: bool) {
+    /// Times every launch from now on, for [`Gpu::profile`]. Each then waits for the device.
+    fn set_profiling(&self, on: bool) {
         self.0.profiling.store(on, std::sync::atomic::Ordering::Relaxed);
     }
 

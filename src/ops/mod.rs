@@ -30,6 +30,7 @@ mod pair;
 pub mod patch_embed;
 pub mod reduce;
 pub mod rms_norm;
+pub mod roofline;
 pub mod rope;
 mod rows;
 pub mod softmax;
