@@ -224,7 +224,12 @@ impl Gpu {
     }
 
     pub(crate) fn count(&self, cost: &Cost, time: Duration) {
-        self.recorder().add(cost, time);
+        self.recorder().add(cost, 1, time);
+    }
+
+    /// Counts work that is done by launches which count none themselves.
+    pub(crate) fn account(&self, cost: &Cost) {
+        self.recorder().add(cost, 0, Duration::ZERO);
     }
 
     pub(crate) fn fail(&self, error: GpuError) {

@@ -70,9 +70,9 @@ impl Recorder {
         self.shares.extend_from_slice(shares);
     }
 
-    pub(crate) fn add(&mut self, cost: &Cost, time: Duration) {
+    pub(crate) fn add(&mut self, cost: &Cost, launches: u64, time: Duration) {
         let one = Totals {
-            launches: 1,
+            launches,
             flops: cost.flops,
             bytes: cost.bytes,
             time,
@@ -147,9 +147,9 @@ mod tests {
     fn a_shared_launch_is_split_between_its_phases() {
         let mut r = Recorder::default();
         r.set_phase(&[("candidates", 0.75), ("target", 0.25)]);
-        r.add(&Cost::new("gemm", 100.0, 40), Duration::from_micros(8));
+        r.add(&Cost::new("gemm", 100.0, 40), 1, Duration::from_micros(8));
         r.set_phase(&[("critics", 1.0)]);
-        r.add(&Cost::moving("copy", 12), Duration::ZERO);
+        r.add(&Cost::moving("copy", 12), 1, Duration::ZERO);
         let record = r.take();
         let phases = record.phases();
         assert_eq!(

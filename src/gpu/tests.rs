@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use super::launch::{View, launch};
 use super::raw::RawKernel;
+use super::tensor::Tensor;
 use super::*;
 
 /// The device tests run on: `ACRLPD_TEST_DEVICE`, else the best there is.
