@@ -1,7 +1,7 @@
 //! Devices, memory and launches. Everything above works with [`Gpu`] and [`Tensor`] and knows no backend.
 //!
 //! - [`Gpu`]: one device: its abilities ([`Caps`]), memory ([`Arena`]), errors and the account of what ran ([`Record`]).
-//! - [`launch!`](crate::gpu::launch): the one door to a kernel. It checks sizes and types, counts the launch, and then runs it on the
+//! - `launch!`: the one door to a kernel. It checks sizes and types, counts the launch, and then runs it on the
 //!   device (CUDA, wgpu), lowers it for CUDA without a device ([`Gpu::dry_cuda`]), or does nothing
 //!   ([`Gpu::null`], for plans): one code, four uses.
 //! - Errors are sticky: after the first failure nothing more is launched and every read and sync reports it, so a

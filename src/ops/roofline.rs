@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::blocks::{self, Rect};
 use super::{fill, gemm};
 use crate::gpu::{DType, Gpu, Result, Roofline};
 
@@ -16,13 +17,20 @@ const SIZES: [(usize, usize); 2] = [(64 << 20, 8192), (4 << 20, 512)];
 /// Launches of one measurement, so that waiting for the device does not count.
 const LAUNCHES: usize = 4;
 
-/// Measures copy bandwidth and the rate of products of `dtype` operands. Takes about a second.
+/// Measures copy bandwidth and the rate of products of `dtype` operands. Takes about a second. The bandwidth is that of
+/// memory: work that fits into caches can be faster than the roofline.
 pub fn measure(gpu: &Gpu, dtype: DType) -> Result<Roofline> {
     let (words, side) = SIZES[usize::from(gpu.caps().software)];
-    let words = words.min(gpu.caps().max_binding_bytes as usize / 16);
+    let words = words.min(gpu.caps().max_binding_bytes as usize / 16) / side * side;
     let (from, to) = (gpu.f32([words]), gpu.f32([words]));
     fill::zero(gpu, &from);
-    let copy = fastest(gpu, || gpu.copy(&from, &to))?;
+    // By words, and by pairs of them where the device has those: which is faster depends on the device.
+    let by_words = fastest(gpu, || gpu.copy(&from, &to))?;
+    let by_pairs = fastest(gpu, || {
+        let rows = (Rect::rows(&from, side), Rect::rows(&to, side));
+        blocks::copy(gpu, rows.0, rows.1, words / side, side, false);
+    })?;
+    let copy = by_words.min(by_pairs);
     let matrix = || gpu.alloc(dtype, [side, side]);
     let (a, b, c) = (matrix(), matrix(), matrix());
     fill::set(gpu, &a, 1.0);

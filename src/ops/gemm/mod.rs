@@ -13,7 +13,7 @@
 //! Cost: `2·m·n·k` FLOPs per batch entry; each operand read or written once.
 //!
 //! Three kernels share the epilogue and are picked by the capability table ([`Kernel::pick`]):
-//! [`plane`] (software Vulkan), [`tiled`] (GPUs), [`portable`] (anything).
+//! `plane` (software Vulkan), `tiled` (GPUs), `portable` (anything).
 
 mod call;
 mod epilogue;
