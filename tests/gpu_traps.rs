@@ -1,20 +1,14 @@
-//! Limits, number formats, NaN, aliasing and threads: what devices do differently from what one might think.
+//! Limits, number formats, aliasing and threads: what devices do differently from what one might think.
 
 use std::path::Path;
-use std::process::Command;
 
-use acrlpd::gpu::{Api, Caps, DType, DeviceChoice, Gpu, GpuError, Tensor};
+use acrlpd::gpu::{Caps, DType, DeviceChoice, Gpu, GpuError};
 use acrlpd::model::params::{Group, Init, ParamStore, ParamTable, ParamTensor, Placement, Room, Scope, Unit};
 use acrlpd::model::tables;
 use acrlpd::ops::activation::{self, Activation};
 use acrlpd::ops::blocks::{self, Rect};
 use acrlpd::ops::embedding::{self, Lookup};
-use acrlpd::ops::ensemble::{self, Aggregate, Rule};
-use acrlpd::ops::td::{self, TdLoss};
-use acrlpd::ops::{fill, softmax};
-use acrlpd::step::metrics::{Metrics, Slot};
-use acrlpd::step::optimizer::{self, Rates};
-use acrlpd::step::schedule::micro_batch;
+use acrlpd::ops::fill;
 use acrlpd::verify::{self, Fixture, TrainingGroup};
 
 fn device() -> Gpu {
@@ -25,121 +19,6 @@ fn device() -> Gpu {
 
 fn golden(group: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(group)
-}
-
-/// Runs test `name` of this file in a process of its own, with another environment or folder.
-fn alone(name: &str, change: impl FnOnce(&mut Command)) {
-    let mut child = Command::new(std::env::current_exe().expect("a test has a file"));
-    child.args([name, "--exact", "--nocapture"]).env("ACRLPD_TRAP", name);
-    change(&mut child);
-    let out = child.output().expect("a test can be run");
-    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success() && text.contains("1 passed"), "{text}");
-}
-
-fn is_alone(name: &str) -> bool {
-    std::env::var("ACRLPD_TRAP").is_ok_and(|n| n == name)
-}
-
-// ---- Devices that are not there.
-
-#[track_caller]
-fn unavailable(choice: DeviceChoice) -> String {
-    let error = Gpu::open(choice).expect_err("this device is not there");
-    assert!(matches!(error, GpuError::Unavailable { .. }), "{error:?}");
-    let text = error.to_string();
-    assert!(!text.contains('\n') && text.len() < 300, "one sentence: {text}");
-    text
-}
-
-#[test]
-fn an_absent_cuda_says_what_to_install() {
-    // The loader finds no library in an empty folder, even where there is a driver.
-    let name = "an_absent_cuda_says_what_to_install";
-    if acrlpd::gpu::adapters().iter().any(|a| a.device.starts_with("cuda")) {
-        return;
-    }
-    let text = unavailable(DeviceChoice::Cuda(0));
-    assert!(text.contains("install") || text.contains("CUDA_PATH"), "{name}: {text}");
-    assert!(text.contains("--device vulkan") || text.contains("CUDA_PATH"), "{text}");
-}
-
-#[test]
-#[cfg(target_os = "linux")]
-fn apis_of_other_systems_are_named_as_such() {
-    let metal = unavailable(DeviceChoice::Wgpu(Api::Metal, 0));
-    assert!(metal.contains("metal:0") && metal.contains("macOS") && metal.contains("--device vulkan"));
-    let dx12 = unavailable(DeviceChoice::Wgpu(Api::Dx12, 0));
-    assert!(dx12.contains("dx12:0") && dx12.contains("Windows") && dx12.contains("--device vulkan"));
-}
-
-#[test]
-#[cfg(target_os = "linux")]
-fn an_absent_vulkan_says_what_to_install() {
-    let name = "an_absent_vulkan_says_what_to_install";
-    if !is_alone(name) {
-        // The Vulkan loader looks for drivers here only.
-        return alone(name, |c| {
-            c.env("VK_DRIVER_FILES", "/nonexistent")
-                .env("VK_ICD_FILENAMES", "/nonexistent");
-        });
-    }
-    let text = unavailable(DeviceChoice::Wgpu(Api::Vulkan, 0));
-    assert!(text.contains("apt-get install mesa-vulkan-drivers"), "{text}");
-}
-
-#[test]
-fn an_index_past_the_last_adapter_is_an_error() {
-    let Api::Vulkan = device().caps().api else { return };
-    let text = unavailable(DeviceChoice::Wgpu(Api::Vulkan, 1000));
-    assert!(text.contains("vulkan:1000") && text.contains("acrlpd doctor"), "{text}");
-}
-
-#[test]
-fn names_of_devices_are_checked() {
-    for bad in ["", "gpu", "cuda:", "cuda:x", "vulkan:-1", "cuda:0:1"] {
-        let error = bad.parse::<DeviceChoice>().expect_err(bad);
-        assert!(error.contains(bad) && !error.contains('\n'), "{error}");
-    }
-    assert_eq!("CUDA:3".parse(), Ok(DeviceChoice::Cuda(3)));
-    assert_eq!("vulkan".parse(), Ok(DeviceChoice::Wgpu(Api::Vulkan, 0)));
-}
-
-// ---- Configuration and build.
-
-#[test]
-fn settings_lying_around_do_not_reach_the_kernels() {
-    use cubecl_common::config::RuntimeConfig;
-    use cubecl_runtime::config::CubeClRuntimeConfig;
-    let name = "settings_lying_around_do_not_reach_the_kernels";
-    if !is_alone(name) {
-        let here = tempfile::tempdir().expect("a folder");
-        let settings = "[compilation]\ncache = \"local\"\ncheck_mode = \"enforce\"\n";
-        std::fs::write(here.path().join("cubecl.toml"), settings).expect("a file");
-        return alone(name, |c| {
-            c.current_dir(here.path());
-        });
-    }
-    assert!(Path::new("cubecl.toml").is_file());
-    let gpu = device();
-    assert_eq!(gpu.read_f32(&gpu.upload_f32(&[1.0], [1])), Ok(vec![1.0]));
-    let config = CubeClRuntimeConfig::get();
-    assert!(
-        config.compilation.cache.is_none(),
-        "kernels are cached under keys without their source"
-    );
-}
-
-#[test]
-fn cuda_bindings_are_pinned() {
-    // Without the pin, a machine without a toolkit builds against the newest API there is, which drivers do not have.
-    assert_eq!(option_env!("CUDARC_CUDA_VERSION"), Some("13000"));
-}
-
-#[test]
-fn slow_dependencies_stay_out() {
-    let lock = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock")).expect("Cargo.lock");
-    assert!(!lock.contains("name = \"cubek"), "cubek multiplies build times");
 }
 
 // ---- Number formats and sizes.
@@ -345,101 +224,6 @@ fn training_under_a_small_limit_gives_the_same_numbers() {
     assert!(place.segments(gpu.caps()).len() > 1, "the limit is no limit");
     let report = verify::run(&gpu, &golden("acrlpd_tiny"), &|_| true).expect("the fixture can be checked");
     assert!(report.passed() && report.rows.len() >= 1000, "{report}");
-}
-
-// ---- NaN.
-
-fn all_nan(values: &[f32]) -> bool {
-    values.iter().all(|v| v.is_nan())
-}
-
-#[test]
-fn nan_goes_through_every_op_that_compares() {
-    let gpu = device();
-    let read = |t: &Tensor| gpu.read_f32(t).expect("the device works");
-    let nan = f32::NAN;
-    let x = gpu.upload_f32(&[nan, -nan, nan, nan], [4]);
-    for f in [Activation::Gelu, Activation::Swish, Activation::Relu] {
-        let y = gpu.f32([4]);
-        activation::forward(&gpu, f, &x, &y);
-        assert!(all_nan(&read(&y)), "{f:?}");
-    }
-    for kind in [TdLoss::Square, TdLoss::Huber(1.0)] {
-        let (y, dy) = (gpu.f32([4]), gpu.upload_f32(&[1.0; 4], [4]));
-        td::forward(&gpu, kind, &x, &y);
-        assert!(all_nan(&read(&y)), "{kind:?}");
-        td::backward(&gpu, kind, &x, &dy, &y);
-        assert!(all_nan(&read(&y)), "{kind:?}");
-    }
-    // NaN first, in the middle, last.
-    let q = gpu.upload_f32(&[nan, 1.0, 2.0, 3.0, nan, 4.0, 5.0, 6.0, nan], [3, 3]);
-    let weights = gpu.upload_f32(&[0.2, 0.3, 0.5], [3]);
-    for how in [Aggregate::Min, Aggregate::Mean, Aggregate::Weighted] {
-        let value = gpu.f32([3]);
-        let rule = Rule { how, weights: &weights };
-        ensemble::forward(&gpu, &q, rule, &value);
-        assert!(all_nan(&read(&value)), "{how:?}: {:?}", read(&value));
-    }
-    for at in 0..3 {
-        let mut z = [0.5, -1.0, 2.0];
-        z[at] = nan;
-        let (z, lens) = (gpu.upload_f32(&z, [1, 3]), gpu.upload_u32(&[3], [1]));
-        let p = gpu.f32([1, 3]);
-        softmax::forward(&gpu, &z, &lens, 1.0, &p, None);
-        assert!(all_nan(&read(&p)), "softmax with NaN at {at}: {:?}", read(&p));
-    }
-}
-
-#[test]
-fn the_winner_among_nan_is_still_a_candidate() {
-    let gpu = device();
-    let nan = f32::NAN;
-    // Three candidates of two samples: all NaN, and the best behind one.
-    let value = gpu.upload_f32(&[nan, 1.0, nan, nan, nan, 2.0], [6]);
-    let (best, winner) = (gpu.f32([2]), gpu.alloc(DType::U32, [2]));
-    ensemble::best_of_n(&gpu, &value, &best, &winner);
-    let winner = gpu.read_u32(&winner).expect("the device works");
-    assert!(winner[0] < 3 && winner[1] == 2, "{winner:?}");
-    let best = gpu.read_f32(&best).expect("the device works");
-    assert!(best[0].is_nan() && best[1] == 2.0, "{best:?}");
-}
-
-#[test]
-fn a_step_that_is_not_finite_changes_nothing() {
-    let gpu = device();
-    let group = TrainingGroup::new(Fixture::open(&golden("acrlpd_tiny")).expect("a fixture")).expect("a group");
-    let rates = Rates {
-        pi0: 1e-3,
-        critic: 1e-3,
-        temperature: 1e-3,
-    };
-    let learner = group
-        .learner(&gpu, group.config().expect("a config"))
-        .expect("a learner");
-    let metrics = Metrics::new(&gpu);
-    let read = |store: &ParamStore| store.read(&gpu).expect("the device works");
-    let weights = || [read(&learner.pi0.weights), read(&learner.critic.weights)];
-    let before = weights();
-    for (step, bad) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().enumerate() {
-        let mut batch = group.micro(0, 0..group.batch).expect("a batch");
-        batch.actions[1] = bad;
-        metrics.clear(&gpu);
-        micro_batch(&learner, &metrics, &batch, true);
-        optimizer::update(&learner, &metrics, 0, rates);
-        let values = metrics.read(&gpu).expect("the device works");
-        assert_eq!(values.get(Slot::Skipped), step as f32 + 1.0, "{bad}");
-        assert!(values.get(Slot::Pi0Bad) + values.get(Slot::CriticBad) > 0.0);
-        assert!(weights() == before, "{bad} changed weights");
-        // Nothing of the bad gradient is left for the next step.
-        assert!(read(&learner.critic.grads).values().flatten().all(|&g| g == 0.0));
-        assert!(read(&learner.pi0.grads).values().flatten().all(|&g| g == 0.0));
-    }
-    let batch = group.micro(0, 0..group.batch).expect("a batch");
-    metrics.clear(&gpu);
-    micro_batch(&learner, &metrics, &batch, true);
-    optimizer::update(&learner, &metrics, 0, rates);
-    assert_eq!(metrics.read(&gpu).expect("the device works").get(Slot::Skipped), 3.0);
-    assert!(weights() != before, "a good step after bad ones changes weights");
 }
 
 // ---- Aliasing and threads.
