@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use acrlpd::config::Config;
-use acrlpd::gpu::{DType, Gpu, Record};
-use acrlpd::ops::gemm;
+use acrlpd::gpu::{DType, Gpu};
+use acrlpd::ops::{gemm, roofline};
 use acrlpd::step::metrics::Metrics;
 use acrlpd::step::{Learner, MicroBatch, optimizer, schedule};
 use acrlpd::train::recipe;
@@ -109,16 +109,13 @@ fn step(args: &StepArgs) -> Outcome {
     }
     let launches = gpu.take_record().total().launches / args.steps.max(1) as u64;
     let spread = Spread::of(seconds);
-    // Every launch by itself: their sum is more than a step, which does not wait in between.
-    gpu.set_profiling(true);
-    bench.step()?;
-    gpu.set_profiling(false);
-    let record = gpu.take_record();
+    let roofline = roofline::measure(&gpu, config.model.dtype.into())?;
+    let (stepped, profile) = gpu.profile(roofline, || bench.step())?;
+    stepped?;
     if args.json {
-        let phases: Vec<_> = record.phases().iter().map(|(name, t)| phase_json(name, t)).collect();
         let out = serde_json::json!({
             "device": gpu.caps().name, "config": config.name, "samples": config.batch_size, "steps": args.steps,
-            "step": spread, "first_step_ms": first_ms, "launches_per_step": launches, "profiled": phases,
+            "step": spread, "first_step_ms": first_ms, "launches_per_step": launches, "profile": profile,
         });
         println!("{out:#}");
         return Ok(0);
@@ -134,41 +131,8 @@ fn step(args: &StepArgs) -> Outcome {
         spread.p10_ms,
         spread.p90_ms
     );
-    profile(&record);
+    println!("\none step with a wait after every launch:\n{}", profile.table());
     Ok(0)
-}
-
-fn phase_json(name: &str, t: &acrlpd::gpu::Totals) -> serde_json::Value {
-    let ms = 1e3 * t.time.as_secs_f64();
-    serde_json::json!({"phase": name, "launches": t.launches, "gflop": t.flops / 1e9, "mb": t.bytes / 1e6, "ms": ms})
-}
-
-/// Where the time of a profiled step went, by phase and by operation.
-fn profile(record: &Record) {
-    println!("\none step with a wait after every launch:");
-    let mut t = table(&["phase", "launches", "ms", "GFLOP", "MB", "GFLOP/s", "GB/s"], 1);
-    let mut add = |name: String, total: &acrlpd::gpu::Totals| {
-        let seconds = total.time.as_secs_f64().max(1e-9);
-        t.add_row([
-            name,
-            total.launches.to_string(),
-            number(1e3 * seconds),
-            number(total.flops / 1e9),
-            number(total.bytes / 1e6),
-            number(total.flops / 1e9 / seconds),
-            number(total.bytes / 1e9 / seconds),
-        ]);
-    };
-    for (name, total) in record.phases() {
-        add(name.to_owned(), &total);
-    }
-    let mut ops = record.ops();
-    ops.sort_by(|a, b| b.1.time.cmp(&a.1.time));
-    for (name, total) in ops.iter().take(12) {
-        add(format!("op {name}"), total);
-    }
-    add("all".into(), &record.total());
-    println!("{t}");
 }
 
 /// Steps on one batch, again and again.

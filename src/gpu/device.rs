@@ -4,9 +4,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use cubecl::prelude::{ComputeClient, Runtime};
+use cubecl_common::config::RuntimeConfig;
 use cubecl_common::future::block_on;
 use cubecl_common::stream_id::StreamId;
 use cubecl_cuda::{CudaDevice, CudaRuntime};
+use cubecl_runtime::config::CubeClRuntimeConfig;
 use cubecl_runtime::memory_management::MemoryAllocationMode;
 use cubecl_runtime::server::Handle;
 use cubecl_wgpu::{RuntimeOptions, WgpuRuntime, WgpuSetup, init_device};
@@ -89,6 +91,7 @@ pub fn adapters() -> Vec<AdapterInfo> {
 impl Gpu {
     /// Opens a device. `auto` never fails where any adapter exists; software rendering is announced in the log.
     pub fn open(choice: DeviceChoice) -> Result<Gpu> {
+        own_config();
         match choice {
             DeviceChoice::Cuda(index) => open_cuda(index),
             DeviceChoice::Wgpu(api, index) => open_wgpu(api, index),
@@ -102,18 +105,31 @@ impl Gpu {
                     .min_by_key(|&(rank, _)| rank);
                 match best {
                     Some((_, api)) => open_wgpu(api, 0),
-                    None => Err(no_adapter("auto")),
+                    None => Err(no_adapter("auto", Api::Vulkan)),
                 }
             }
         }
     }
 }
 
-fn no_adapter(device: &str) -> GpuError {
-    let fix = if cfg!(target_os = "linux") {
-        "install the driver of your GPU, or software Vulkan with `apt-get install mesa-vulkan-drivers`"
-    } else {
-        "install the driver of your GPU"
+/// Keeps cubecl from reading `cubecl.toml` or `burn.toml` of the working directory and its parents: what it finds there
+/// may switch on caches of compiled kernels, whose keys do not depend on the kernels' sources. A configuration that the
+/// program has set before is left alone.
+pub(super) fn own_config() {
+    let mut config = CubeClRuntimeConfig::storage().lock();
+    if config.is_none() {
+        *config = Some(Arc::new(CubeClRuntimeConfig::default().override_from_env()));
+    }
+}
+
+fn no_adapter(device: &str, api: Api) -> GpuError {
+    let fix = match api {
+        Api::Metal if !cfg!(target_os = "macos") => "Metal is part of macOS: use --device vulkan or auto",
+        Api::Dx12 if !cfg!(target_os = "windows") => "DX12 is part of Windows: use --device vulkan or auto",
+        Api::Vulkan if cfg!(target_os = "linux") => {
+            "install the driver of your GPU, or software Vulkan with `apt-get install mesa-vulkan-drivers`"
+        }
+        _ => "install the driver of your GPU",
     };
     GpuError::Unavailable {
         device: device.into(),
@@ -161,7 +177,7 @@ fn open_wgpu(api: Api, index: usize) -> Result<Gpu> {
     };
     let mut adapters = wgpu_adapters(api);
     if adapters.is_empty() {
-        return Err(no_adapter(&device_name));
+        return Err(no_adapter(&device_name, api));
     }
     if index >= adapters.len() {
         return Err(unavailable(format!(

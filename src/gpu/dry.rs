@@ -34,7 +34,7 @@ use cubecl_runtime::{
     timestamp_profiler::TimestampProfiler,
 };
 
-use super::{Api, Backend, Caps, Gpu, Result, device, fault::Fault};
+use super::{Api, Backend, Caps, Gpu, GpuError, Result, device, fault, fault::Fault};
 
 /// One distinct kernel as CUDA would compile it.
 #[derive(Clone, Debug)]
@@ -52,8 +52,9 @@ pub struct DryKernel {
 static RECORDED: Mutex<Vec<DryKernel>> = Mutex::new(Vec::new());
 
 impl Gpu {
-    /// A CUDA device that lowers and records kernels and runs nothing. One per process.
+    /// A CUDA device that lowers and records kernels and runs nothing. All of a process share one list of kernels.
     pub fn dry_cuda() -> Result<Gpu> {
+        device::own_config();
         let fault = Fault::default();
         let client = CudaDry::client(&DryDevice);
         let name = "CUDA (dry, sm_90)".to_string();
@@ -66,7 +67,7 @@ impl Gpu {
         Ok(Gpu::new(Backend::Dry(client), caps, fault))
     }
 
-    /// Every distinct kernel a dry device has lowered so far.
+    /// Every distinct kernel that the dry devices of this process have lowered so far.
     pub fn dry_kernels(&self) -> Result<Vec<DryKernel>> {
         self.sync()?;
         Ok(RECORDED.lock().unwrap_or_else(|e| e.into_inner()).clone())
@@ -80,7 +81,6 @@ pub struct DryServer {
     options: CompilationOptions,
     seen: HashSet<cubecl_runtime::id::KernelId>,
     storage: BytesStorage,
-    error: Option<String>,
 }
 
 /// The runtime of [`Gpu::dry_cuda`].
@@ -178,7 +178,6 @@ impl DeviceService for DryServer {
             options,
             seen: Default::default(),
             storage: BytesStorage::default(),
-            error: None,
         }
     }
 
@@ -189,18 +188,6 @@ impl DeviceService for DryServer {
 
 impl ServerCommunication for DryServer {
     const SERVER_COMM_ENABLED: bool = false;
-}
-
-impl DryServer {
-    fn outcome(&mut self) -> std::result::Result<(), ServerError> {
-        match self.error.take() {
-            None => Ok(()),
-            Some(reason) => {
-                let backtrace = cubecl_common::backtrace::BackTrace::capture();
-                Err(ServerError::Generic { reason, backtrace })
-            }
-        }
-    }
 }
 
 impl ComputeServer for DryServer {
@@ -234,8 +221,7 @@ impl ComputeServer for DryServer {
     fn write(&mut self, _: Vec<(CopyDescriptor, Bytes)>, _: StreamId) {}
 
     fn sync(&mut self, _: StreamId) -> DynFut<std::result::Result<(), ServerError>> {
-        let outcome = self.outcome();
-        Box::pin(async move { outcome })
+        Box::pin(async move { Ok(()) })
     }
 
     fn get_resource(
@@ -258,11 +244,12 @@ impl ComputeServer for DryServer {
     ) {
         let mut id = kernel.id();
         id.mode(mode);
-        if !self.seen.insert(id) {
+        if self.seen.contains(&id) {
             return;
         }
         match kernel.compile(&mut Default::default(), &self.options, mode, kernel.address_type()) {
             Ok(c) => {
+                self.seen.insert(id);
                 let shared_bytes = c.repr.map_or(0, |r| r.shared_memory_size());
                 RECORDED.lock().unwrap_or_else(|e| e.into_inner()).push(DryKernel {
                     entry: c.entrypoint_name,
@@ -271,12 +258,18 @@ impl ComputeServer for DryServer {
                     threads: c.cube_dim.num_elems(),
                 });
             }
-            Err(error) => self.error = Some(format!("{} cannot be lowered to CUDA: {error}", kernel.name())),
+            Err(error) => {
+                let why = format!("{} cannot be lowered to CUDA: {error}", kernel.name());
+                fault::report(|device| GpuError::Launch {
+                    device,
+                    why: why.clone(),
+                });
+            }
         }
     }
 
     fn flush(&mut self, _: StreamId) -> std::result::Result<(), ServerError> {
-        self.outcome()
+        Ok(())
     }
 
     fn memory_usage(&mut self, _: StreamId) -> std::result::Result<MemoryUsage, ServerError> {

@@ -2,10 +2,11 @@
 //!
 //! cubecl runs each device on a thread of its own and catches panics there: the launch is dropped, and reads go on to
 //! return stale bytes with `Ok`. So we mark that thread when a device is opened, and a process-wide hook (chained to
-//! the previous one) turns a panic on a marked thread into the error of its device.
+//! the previous one) turns a panic on a marked thread into the error of its device. A program that replaces the panic
+//! hook after opening a device must chain to it too.
 
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex, Once, Weak};
 
 use super::GpuError;
 
@@ -13,9 +14,16 @@ use super::GpuError;
 #[derive(Clone, Default)]
 pub(crate) struct Fault(Arc<Mutex<Option<GpuError>>>);
 
+/// Somebody who opened the device a thread feeds: where errors go, and the name of the device.
+struct Owner {
+    slot: Weak<Mutex<Option<GpuError>>>,
+    device: String,
+}
+
 thread_local! {
-    /// The device this thread works for, if it is a device thread.
-    static OWNER: RefCell<Option<(Fault, String)>> = const { RefCell::new(None) };
+    /// Whom this thread works for, if it is a device thread. Several: cubecl has one thread for each CUDA device,
+    /// however often that is opened.
+    static OWNERS: RefCell<Vec<Owner>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Fault {
@@ -34,8 +42,26 @@ impl Fault {
     /// Marks the current thread as the one that feeds `device`. Panics on it become errors of the device.
     pub(crate) fn claim_thread(&self, device: String) {
         install_hook();
-        OWNER.with_borrow_mut(|owner| *owner = Some((self.clone(), device)));
+        let slot = Arc::downgrade(&self.0);
+        OWNERS.with_borrow_mut(|owners| {
+            owners.retain(|o| o.slot.strong_count() > 0);
+            owners.push(Owner { slot, device });
+        });
     }
+}
+
+/// On a device thread: makes `error` of the device's name the error of all who opened it. Elsewhere: `false`.
+pub(crate) fn report(error: impl Fn(String) -> GpuError) -> bool {
+    let told = OWNERS.try_with(|owners| {
+        let Ok(owners) = owners.try_borrow() else { return false };
+        for owner in owners.iter() {
+            if let Some(slot) = owner.slot.upgrade() {
+                Fault(slot).set(error(owner.device.clone()));
+            }
+        }
+        !owners.is_empty()
+    });
+    told.unwrap_or(false)
 }
 
 fn install_hook() {
@@ -43,18 +69,13 @@ fn install_hook() {
     HOOK.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let ours = OWNER.try_with(|owner| {
-                let Ok(owner) = owner.try_borrow() else { return false };
-                let Some((fault, device)) = &*owner else { return false };
-                let why = one_line(&panic_text(info));
-                fault.set(GpuError::DeviceThread {
-                    device: device.clone(),
-                    why,
-                });
-                true
+            let why = one_line(&panic_text(info));
+            let ours = report(|device| GpuError::DeviceThread {
+                device,
+                why: why.clone(),
             });
             // A device panic is reported as an error by the next read or sync; its text need not be printed twice.
-            if !ours.unwrap_or(false) || std::env::var_os("RUST_BACKTRACE").is_some() {
+            if !ours || std::env::var_os("RUST_BACKTRACE").is_some() {
                 previous(info);
             }
         }));

@@ -82,7 +82,10 @@ impl Gpu {
             return false;
         }
         match self.refusal(cost.op, operands, count, dim) {
-            None => !matches!(count, CubeCount::Static(x, y, z) if x * y * z == 0),
+            None => !matches!(
+                count,
+                CubeCount::Static(0, ..) | CubeCount::Static(_, 0, _) | CubeCount::Static(.., 0)
+            ),
             Some(error) => {
                 self.fail(error);
                 false
@@ -90,6 +93,7 @@ impl Gpu {
         }
     }
 
+    /// Why a launch must not go ahead. The driver's own checks come too late: it drops the launch, and reads go on.
     fn refusal(&self, op: &'static str, operands: &[&Tensor], count: &CubeCount, dim: &CubeDim) -> Option<GpuError> {
         let caps = self.caps();
         let device = || caps.name.clone();
@@ -120,11 +124,19 @@ impl Gpu {
                 device: device(),
             })
         };
+        // Indices in kernels are 32 bits wide on every device: elements of an operand, and positions of units.
+        let elements = |t: &&Tensor| t.bound_bytes() / t.dtype().bytes();
+        let most = operands.iter().map(elements).max().unwrap_or(0);
         let cubes = match count {
             CubeCount::Static(x, y, z) => [*x, *y, *z],
             CubeCount::Dynamic(_) => [0; 3],
         };
-        geometry("units in a workgroup", dim.num_elems() as u64, caps.max_units as u64)
+        let units = cubes
+            .iter()
+            .fold(dim.num_elems() as u64, |n, &c| n.saturating_mul(c.into()));
+        geometry("elements in one operand", most, u32::MAX.into())
+            .or_else(|| geometry("units in all workgroups", units, u32::MAX.into()))
+            .or_else(|| geometry("units in a workgroup", dim.num_elems() as u64, caps.max_units as u64))
             .or_else(|| geometry("workgroups along x", cubes[0] as u64, caps.max_cubes[0] as u64))
             .or_else(|| geometry("workgroups along y", cubes[1] as u64, caps.max_cubes[1] as u64))
             .or_else(|| geometry("workgroups along z", cubes[2] as u64, caps.max_cubes[2] as u64))

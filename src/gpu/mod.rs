@@ -1,7 +1,7 @@
 //! Devices, memory and launches. Everything above works with [`Gpu`] and [`Tensor`] and knows no backend.
 //!
 //! - [`Gpu`]: one device: its abilities ([`Caps`]), memory ([`Arena`]), errors and the account of what ran ([`Record`]).
-//! - [`launch!`](crate::gpu::launch): the one door to a kernel. It checks sizes and types, counts the launch, and then runs it on the
+//! - `launch!`: the one door to a kernel. It checks sizes and types, counts the launch, and then runs it on the
 //!   device (CUDA, wgpu), lowers it for CUDA without a device ([`Gpu::dry_cuda`]), or does nothing
 //!   ([`Gpu::null`], for plans): one code, four uses.
 //! - Errors are sticky: after the first failure nothing more is launched and every read and sync reports it, so a
@@ -9,16 +9,21 @@
 
 mod arena;
 mod caps;
+mod cuda_check;
 mod device;
 mod dry;
 mod dtype;
 mod error;
 mod fault;
 pub(crate) mod launch;
+mod memory;
 pub mod nvrtc;
+mod profile;
 mod raw;
 mod record;
 mod tensor;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 use std::sync::{Arc, Mutex};
@@ -30,10 +35,13 @@ use cubecl_wgpu::WgpuRuntime;
 
 pub use arena::{Arena, ArenaUse};
 pub use caps::{Api, Caps};
+pub use cuda_check::{CudaKernel, CudaReport};
 pub use device::{AdapterInfo, DeviceChoice, adapters};
 pub use dry::DryKernel;
 pub use dtype::DType;
 pub use error::{GpuError, Result};
+pub use memory::MemoryUse;
+pub use profile::{Profile, ProfileRow, Roofline};
 pub use record::{Cost, Record, Share, Totals};
 pub use tensor::{Shape, Tensor};
 pub use transfer::PendingRead;
@@ -166,8 +174,8 @@ impl Gpu {
         self.recorder().take(peak)
     }
 
-    /// Times every launch from now on. Each then waits for the device, so totals are those of isolated kernels.
-    pub fn set_profiling(&self, on: bool) {
+    /// Times every launch from now on, for [`Gpu::profile`]. Each then waits for the device.
+    fn set_profiling(&self, on: bool) {
         self.0.profiling.store(on, std::sync::atomic::Ordering::Relaxed);
     }
 
@@ -223,7 +231,12 @@ impl Gpu {
     }
 
     pub(crate) fn count(&self, cost: &Cost, time: Duration) {
-        self.recorder().add(cost, time);
+        self.recorder().add(cost, 1, time);
+    }
+
+    /// Counts work that is done by launches which count none themselves.
+    pub(crate) fn account(&self, cost: &Cost) {
+        self.recorder().add(cost, 0, Duration::ZERO);
     }
 
     pub(crate) fn fail(&self, error: GpuError) {

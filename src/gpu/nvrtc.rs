@@ -6,10 +6,16 @@
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+
+use tempfile::TempDir;
 
 /// A folder with NVRTC, ptxas and the CUDA headers.
 pub struct Toolchain {
     root: PathBuf,
+    /// Precompiled headers: without them a kernel takes seconds, nearly all of them for CUDA's headers. Behind a lock,
+    /// as NVRTC writes them when it first meets a set of headers.
+    headers: Mutex<TempDir>,
 }
 
 /// What ptxas says about one kernel.
@@ -29,7 +35,11 @@ impl Toolchain {
         let root = PathBuf::from(std::env::var_os("ACRLPD_CUDA_WHEELS")?);
         // SAFETY: only tries to load the library.
         let nvrtc = unsafe { cudarc::nvrtc::sys::is_culib_present() };
-        (nvrtc && root.join("bin/ptxas").is_file()).then_some(Toolchain { root })
+        if !nvrtc || !root.join("bin/ptxas").is_file() {
+            return None;
+        }
+        let headers = Mutex::new(tempfile::tempdir().ok()?);
+        Some(Toolchain { root, headers })
     }
 
     /// Compiles `source` for `arch` (such as `sm_90a`); the error is the compiler's log.
@@ -56,7 +66,10 @@ impl Toolchain {
     fn ptx(&self, source: &str, arch: &str) -> Result<Vec<u8>, String> {
         use cudarc::nvrtc::result as nvrtc;
         let include = |p: &Path| format!("--include-path={}", p.display());
+        let headers = self.headers.lock().unwrap_or_else(|e| e.into_inner());
         let options = [
+            "--pch".into(),
+            format!("--pch-dir={}", headers.path().display()),
             format!("--gpu-architecture={arch}"),
             include(&self.root.join("include")),
             include(&self.root.join("include/cccl")),

@@ -80,9 +80,9 @@ impl Recorder {
         }
     }
 
-    pub(crate) fn add(&mut self, cost: &Cost, time: Duration) {
+    pub(crate) fn add(&mut self, cost: &Cost, launches: u64, time: Duration) {
         let one = Totals {
-            launches: 1,
+            launches,
             flops: cost.flops,
             bytes: cost.bytes,
             time,
@@ -143,17 +143,6 @@ impl Record {
             .collect()
     }
 
-    /// Sums by operation, in order of first launch.
-    pub fn ops(&self) -> Vec<(&'static str, Totals)> {
-        let mut names: Vec<&'static str> = Vec::new();
-        for (_, op, _) in &self.lines {
-            if !names.contains(op) {
-                names.push(op);
-            }
-        }
-        names.into_iter().map(|n| (n, self.sum(|(_, op)| op == n))).collect()
-    }
-
     fn sum(&self, keep: impl Fn((&'static str, &'static str)) -> bool) -> Totals {
         let mut total = Totals::default();
         for &(phase, op, t) in &self.lines {
@@ -173,9 +162,9 @@ mod tests {
     fn a_shared_launch_is_split_between_its_phases() {
         let mut r = Recorder::default();
         r.set_phase(&[("candidates", 0.75), ("target", 0.25)], 0);
-        r.add(&Cost::new("gemm", 100.0, 40), Duration::from_micros(8));
+        r.add(&Cost::new("gemm", 100.0, 40), 1, Duration::from_micros(8));
         r.set_phase(&[("critics", 1.0)], 300);
-        r.add(&Cost::moving("copy", 12), Duration::ZERO);
+        r.add(&Cost::moving("copy", 12), 1, Duration::ZERO);
         let record = r.take(100);
         let phases = record.phases();
         assert_eq!(

@@ -202,9 +202,13 @@ impl Tensor {
         }
     }
 
-    /// The elements of this view alone, for reading back.
-    pub(crate) fn exact_handle(&self) -> Option<Handle> {
-        self.handle_range(self.offset as u64 * self.dtype.bytes(), self.bytes())
+    /// The elements of this view, for reading back, and how many bytes of the range come before the first: copies
+    /// start at whole words.
+    pub(crate) fn exact_handle(&self) -> Option<(Handle, usize)> {
+        let start = self.offset as u64 * self.dtype.bytes();
+        let before = start % 4;
+        let handle = self.handle_range(start - before, before + self.bytes())?;
+        Some((handle, before as usize))
     }
 
     /// The kernel operand.

@@ -130,7 +130,7 @@ impl Gpu {
         // A failed launch is reported by sync, never by read: ask first.
         self.sync()?;
         let wanted = tensor.bytes() as usize;
-        let Some(handle) = tensor.exact_handle() else {
+        let Some((handle, before)) = tensor.exact_handle() else {
             return Ok(vec![0; wanted]);
         };
         let result = match self.backend() {
@@ -138,9 +138,7 @@ impl Gpu {
             Backend::Cuda(c) => c.read_one(handle),
             Backend::Dry(_) | Backend::Null => return Ok(vec![0; wanted]),
         };
-        let mut bytes = self.settle(result)?.to_vec();
-        bytes.truncate(wanted);
-        Ok(bytes)
+        Ok(self.settle(result)?[before..before + wanted].to_vec())
     }
 
     /// Starts reading an f32 tensor as it is after all work issued so far, without waiting for it.
@@ -152,7 +150,11 @@ impl Gpu {
             Backend::Cuda(c) => self.settle(c.flush()),
             Backend::Dry(_) | Backend::Null => self.check(),
         };
-        let handle = flushed.ok().and_then(|()| tensor.exact_handle());
+        assert_eq!(tensor.dtype().bytes(), 4, "only whole words are read later");
+        let handle = flushed
+            .ok()
+            .and_then(|()| tensor.exact_handle())
+            .map(|(handle, _)| handle);
         let future: Option<ReadFuture> = match (handle, self.backend()) {
             (Some(h), Backend::Wgpu(c)) => Some(read(c.clone(), h)),
             (Some(h), Backend::Cuda(c)) => Some(read(c.clone(), h)),

@@ -126,6 +126,7 @@ pub struct Wanted<'a> {
 }
 
 /// Pulls `dq [E, R]` back through the members.
+#[allow(clippy::too_many_arguments)]
 pub fn backward(
     gpu: &Gpu,
     p: &CriticParams,

@@ -32,7 +32,7 @@ pub enum TimeKind {
     /// π₀: what is added in the action-time MLP, `[G, E]`.
     Row(Tensor),
     /// π₀.₅
-    Modulation(Modulations),
+    Modulation(Box<Modulations>),
 }
 
 /// Modulation of every norm of the expert, with the condition's own chain.
@@ -60,7 +60,7 @@ impl FlowTimes {
         let embedding = gpu.upload_f32(&time_embedding::forward(times, e), [g, e]);
         let heads = &net.params.heads;
         let kind = if net.dims.pi05 {
-            TimeKind::Modulation(modulations(gpu, net, heads, &embedding))
+            TimeKind::Modulation(Box::new(modulations(gpu, net, heads, &embedding)))
         } else {
             let row = gpu.f32([g, e]);
             gemm::nt(&embedding, time_half(&heads.time_in.0, e))

@@ -84,7 +84,7 @@ fn middle(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, o:
     let out = gpu.alloc(x.dtype(), x.shape());
     match time {
         None => {
-            gemm::nt(o, &p.out).add(x).to(gpu, &out);
+            gemm::nt(o, &p.out).residual(x).to(gpu, &out);
             (out, None)
         }
         Some(t) => {
@@ -119,7 +119,7 @@ pub fn finish(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor
             Some((branch1, branch2))
         }
         _ => {
-            gemm::nt(&act, &p.down).add(&middle).to(gpu, y);
+            gemm::nt(&act, &p.down).residual(&middle).to(gpu, y);
             None
         }
     };

@@ -5,14 +5,13 @@
 //! flat pages, the same in weights, gradients, moments and averages, so that optimizer, clip, averaging and
 //! checkpoints work on flat memory and know nothing of layers.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::gpu::{Caps, DType, Gpu, Tensor};
-use crate::ops::blocks::{self, Rect};
+pub use super::store::{ParamStore, Scope};
+use crate::gpu::Caps;
 
 /// Groups start at multiples of this many elements, so that views are aligned for every device and type.
-const ALIGN: usize = 128;
+pub(super) const ALIGN: usize = 128;
 
 /// Which part of the system a unit belongs to: for freezing, and for norms in the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -167,22 +166,22 @@ impl ParamTable {
 
 /// A contiguous range of rows of a group in one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Part {
-    page: usize,
-    offset: usize,
-    first_row: usize,
-    rows: usize,
+pub(super) struct Part {
+    pub(super) page: usize,
+    pub(super) offset: usize,
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
 }
 
 /// Where every group of a table lies: the same for weights, gradients and optimizer states.
 #[derive(Debug)]
 pub struct Placement {
-    table: Arc<ParamTable>,
+    pub(super) table: Arc<ParamTable>,
     /// Elements of each page. Pages of units that learn come first.
-    pages: Vec<usize>,
-    learning: usize,
+    pub(super) pages: Vec<usize>,
+    pub(super) learning: usize,
     /// `[unit][group]` -> parts; more than one only where a group exceeds what a kernel may bind.
-    parts: Vec<Vec<Vec<Part>>>,
+    pub(super) parts: Vec<Vec<Vec<Part>>>,
 }
 
 impl Placement {
@@ -287,200 +286,6 @@ impl Placement {
 
 fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a.max(1) } else { gcd(b, a % b) }
-}
-
-/// Memory for one value per parameter: weights, or gradients, or a moment, …
-pub struct ParamStore {
-    placement: Arc<Placement>,
-    /// Pages held; those of units that do not learn may be missing at the end.
-    pages: Vec<Tensor>,
-    dtype: DType,
-    /// Stands for groups without memory.
-    absent: Tensor,
-}
-
-/// Which units a store has memory for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    All,
-    /// Units that learn.
-    Learning,
-}
-
-impl ParamStore {
-    /// Uninitialised memory on the device.
-    pub fn new(gpu: &Gpu, placement: Arc<Placement>, dtype: DType, scope: Scope) -> ParamStore {
-        let held = if scope == Scope::All {
-            placement.pages.len()
-        } else {
-            placement.learning
-        };
-        let pages = placement.pages.iter().take(held);
-        let pages = pages
-            .map(|&len| gpu.alloc_in(gpu.states(), dtype, [len.max(1)]))
-            .collect();
-        let absent = gpu.alloc_in(gpu.states(), dtype, [0]);
-        ParamStore {
-            placement,
-            pages,
-            dtype,
-            absent,
-        }
-    }
-
-    /// Memory set to zero.
-    pub fn zeros(gpu: &Gpu, placement: Arc<Placement>, dtype: DType, scope: Scope) -> ParamStore {
-        let store = ParamStore::new(gpu, placement, dtype, scope);
-        store.clear(gpu);
-        store
-    }
-
-    /// Sets everything to zero.
-    pub fn clear(&self, gpu: &Gpu) {
-        for page in &self.pages {
-            crate::ops::fill::zero(gpu, page);
-        }
-    }
-
-    /// Where everything lies.
-    pub fn placement(&self) -> &Arc<Placement> {
-        &self.placement
-    }
-
-    /// Element type.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// A flat range of a page, as returned by [`Placement::segments`].
-    pub fn segment(&self, (page, start, len): (usize, usize, usize)) -> Tensor {
-        self.pages[page].slice(start, [len])
-    }
-
-    /// Has the unit memory here?
-    pub fn holds(&self, unit: usize) -> bool {
-        self.placement.parts[unit]
-            .iter()
-            .flatten()
-            .all(|p| p.page < self.pages.len())
-    }
-
-    /// Group `group` of unit `unit` as one matrix; an empty tensor if the unit has no memory here.
-    ///
-    /// # Panics
-    /// If it does not fit into one binding of the device; only tables ([`ParamStore::parts`]) may be that large.
-    pub fn group(&self, unit: usize, group: usize) -> Tensor {
-        let parts = &self.placement.parts[unit][group];
-        let shape = &self.placement.table.units[unit].groups[group].shape;
-        if !self.holds(unit) {
-            return self.absent.clone();
-        }
-        if let [part] = parts[..] {
-            return self.pages[part.page].slice(part.offset, &shape[..]);
-        }
-        // Rows without padding in between, in one page: products cut such operands themselves.
-        let row = self.placement.table.units[unit].groups[group].len() / shape[0];
-        let contiguous = parts
-            .windows(2)
-            .all(|w| w[0].page == w[1].page && w[0].offset + w[0].rows * row == w[1].offset);
-        assert!(
-            contiguous,
-            "{} does not fit into one page",
-            self.placement.table.units[unit].name
-        );
-        self.pages[parts[0].page].slice(parts[0].offset, &shape[..])
-    }
-
-    /// The rows of a group that one kernel may bind at a time: (first row, matrix).
-    pub fn parts(&self, unit: usize, group: usize) -> Vec<(usize, Tensor)> {
-        let shape = &self.placement.table.units[unit].groups[group].shape;
-        if !self.holds(unit) {
-            return Vec::new();
-        }
-        let part_of = |p: &Part| {
-            let mut dims = shape.clone();
-            dims[0] = p.rows;
-            (p.first_row, self.pages[p.page].slice(p.offset, &dims[..]))
-        };
-        self.placement.parts[unit][group].iter().map(part_of).collect()
-    }
-
-    /// Every named tensor that has memory here, as flat ranges, in order: (tensor, ranges).
-    pub fn named(&self) -> Vec<(ParamTensor, Vec<Tensor>)> {
-        let mut out = Vec::new();
-        for (u, unit) in self
-            .placement
-            .table
-            .units
-            .iter()
-            .enumerate()
-            .filter(|(u, _)| self.holds(*u))
-        {
-            for (g, group) in unit.groups.iter().enumerate() {
-                let row = group.len() / group.shape[0].max(1);
-                let mut first = 0;
-                for tensor in &group.tensors {
-                    let end = first + tensor.len();
-                    let mut ranges = Vec::new();
-                    for part in &self.placement.parts[u][g] {
-                        let (from, to) = (part.first_row * row, (part.first_row + part.rows) * row);
-                        let (a, b) = (first.max(from), end.min(to));
-                        if a < b {
-                            ranges.push(self.pages[part.page].slice(part.offset + a - from, [b - a]));
-                        }
-                    }
-                    out.push((tensor.clone(), ranges));
-                    first = end;
-                }
-            }
-        }
-        out
-    }
-
-    /// Reads every tensor: name -> values.
-    pub fn read(&self, gpu: &Gpu) -> crate::gpu::Result<HashMap<String, Vec<f32>>> {
-        let mut out = HashMap::new();
-        for (tensor, ranges) in self.named() {
-            let mut values = Vec::with_capacity(tensor.len());
-            for range in ranges {
-                values.extend(gpu.read_f32(&range)?);
-            }
-            out.insert(tensor.name, values);
-        }
-        Ok(out)
-    }
-
-    /// Overwrites every tensor that `values` gives.
-    pub fn write(&self, gpu: &Gpu, mut values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>) {
-        for (tensor, ranges) in self.named() {
-            let Some(values) = values(&tensor) else { continue };
-            assert_eq!(values.len(), tensor.len(), "{}", tensor.name);
-            let mut at = 0;
-            for range in ranges {
-                gpu.write_f32(&range, &values[at..at + range.len()]);
-                at += range.len();
-            }
-        }
-    }
-
-    /// Converts everything from a store of the same placement to this one's element type.
-    pub fn convert_from(&self, gpu: &Gpu, other: &ParamStore) {
-        let most = (gpu.caps().max_binding_bytes / 4) as usize / ALIGN * ALIGN / 2;
-        for (to, from) in self.pages.iter().zip(&other.pages) {
-            for start in (0..to.len()).step_by(most) {
-                let n = most.min(to.len() - start);
-                let (from, to) = (from.slice(start, [n]), to.slice(start, [n]));
-                blocks::copy(gpu, Rect::rows(&from, n), Rect::rows(&to, n), 1, n, false);
-            }
-        }
-    }
-
-    /// Copies everything from a store of the same placement.
-    pub fn copy_from(&self, gpu: &Gpu, other: &ParamStore) {
-        for (to, from) in self.pages.iter().zip(&other.pages) {
-            gpu.copy(from, to);
-        }
-    }
 }
 
 #[cfg(test)]

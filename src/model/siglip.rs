@@ -94,7 +94,7 @@ pub fn block_forward(
     up.to(gpu, &act);
     gemm::nt(&act, &p.fc2.0)
         .bias(&p.fc2.1)
-        .add(&attention.middle)
+        .residual(&attention.middle)
         .to(gpu, y);
     let keep = keep?;
     Some(BlockSaved {
@@ -122,7 +122,7 @@ fn attention_forward(
     let keys = Keys::fused(&qkv, heads);
     let kept = for_backward.then_some(&lse);
     Attention::new(heads).forward(gpu, &layout.plan, Columns::all(&qkv), keys, None, &o, kept);
-    gemm::nt(&o, &p.out.0).bias(&p.out.1).add(x).to(gpu, &middle);
+    gemm::nt(&o, &p.out.0).bias(&p.out.1).residual(x).to(gpu, &middle);
     AttentionSaved { qkv, o, lse, middle }
 }
 

@@ -257,7 +257,7 @@ fn head(gpu: &Gpu, net: &Net<'_>, x: &Tensor, h: &Tensor, time: &TimeView<'_>, o
     let product = gemm::nt(&normed, weight).bias(bias);
     match output {
         Output::Velocity(v) => product.to(gpu, v),
-        Output::Step { next, step } => product.scale(step).add(x).to(gpu, next),
+        Output::Step { next, step } => product.scale(step).residual(x).to(gpu, next),
         Output::Nothing => {}
     }
 }

@@ -209,7 +209,7 @@ impl<'a> SuffixBackward<'a> {
         }
         if let Some((around, dx)) = dx {
             gemm::nn(&da.rows(0..dx.dim(0)), &heads.action_in.0)
-                .add(around)
+                .residual(around)
                 .to(gpu, dx);
         }
     }

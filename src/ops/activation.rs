@@ -8,7 +8,7 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::math::{gelu, gelu_slope, swish, swish_slope};
+use super::math::{gelu, gelu_slope, relu, swish, swish_slope};
 use super::pair::{Pair, is_wide, load2, storage, store2};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
@@ -68,7 +68,7 @@ fn value(x: f32, #[comptime] f: Activation) -> f32 {
     match f {
         Activation::Gelu => gelu(x),
         Activation::Swish => swish(x),
-        Activation::Relu => max(x, 0.0),
+        Activation::Relu => relu(x),
     }
 }
 

@@ -12,6 +12,7 @@
 
 use cubecl::prelude::*;
 
+use super::math::lesser;
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
 
@@ -151,7 +152,7 @@ pub(crate) fn aggregate(
     match comptime!(how) {
         Aggregate::Min => {
             for i in 1..e {
-                value = min(value, q.raw(base + i * ld));
+                value = lesser(value, q.raw(base + i * ld));
             }
         }
         Aggregate::Mean => {

@@ -1,4 +1,7 @@
 //! Scalar functions used inside kernels, and their derivatives.
+//!
+//! NaN must reach the gradient norm, where it stops the update. `min`, `max` and `clamp` drop it on some devices and keep
+//! it on others, and compilers may assume that comparisons never see one; so what may meet a NaN looks at the bits.
 
 use cubecl::prelude::*;
 
@@ -19,6 +22,30 @@ pub fn gelu(x: f32) -> f32 {
 pub fn gelu_slope(x: f32) -> f32 {
     let t = tanh(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
     0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x * x)
+}
+
+/// All exponent bits set, and some of the fraction.
+#[cube]
+pub fn is_nan(x: f32) -> bool {
+    (u32::reinterpret(x) & 0x7fff_ffff) > 0x7f80_0000
+}
+
+/// The smaller one; NaN if either is.
+#[cube]
+pub fn lesser(a: f32, b: f32) -> f32 {
+    select(is_nan(a) || is_nan(b), a + b, min(a, b))
+}
+
+/// `x` limited to ± `limit`; NaN stays.
+#[cube]
+pub fn limited(x: f32, limit: f32) -> f32 {
+    select(is_nan(x), x, clamp(x, -limit, limit))
+}
+
+/// `max(x, 0)`; NaN stays.
+#[cube]
+pub fn relu(x: f32) -> f32 {
+    select(is_nan(x), x, max(x, 0.0))
 }
 
 /// `1 / (1 + e^-x)`, without overflow on either side.

@@ -13,6 +13,7 @@
 use cubecl::prelude::*;
 
 use super::ensemble::{Aggregate, Rule, aggregate};
+use super::math::limited;
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
 
@@ -139,11 +140,7 @@ fn penalty(e: f32, delta: f32, #[comptime] huber: bool) -> f32 {
 
 #[cube]
 fn penalty_slope(e: f32, delta: f32, #[comptime] huber: bool) -> f32 {
-    if comptime!(huber) {
-        clamp(e, -delta, delta)
-    } else {
-        2.0 * e
-    }
+    if comptime!(huber) { limited(e, delta) } else { 2.0 * e }
 }
 
 #[cube(launch_unchecked)]

@@ -25,7 +25,7 @@ pub(crate) fn close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
     let (mut worst, mut at) = (0.0, 0);
     for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
         let d = (g as f64 - w).abs();
-        if !(d <= worst) {
+        if d > worst || d.is_nan() {
             (worst, at) = (d, i);
         }
     }

@@ -19,8 +19,8 @@
 //! `delta = Σ do·o`; [`Attention::backward_keys`] gives each key its dk and dv from the queries that saw it, in order.
 //! Dao et al. 2022 for the recomputation from `lse`.
 //!
-//! Cost (per query-key pair and head): forward `4K` FLOPs, backward `10K`. Two implementations: [`flash`] keeps scores
-//! in registers (small heads), [`materialised`] writes them out and uses the matrix product (any head).
+//! Cost (per query-key pair and head): forward `4K` FLOPs, backward `10K`. Two implementations: `flash` keeps scores
+//! in registers (small heads), `materialised` writes them out and uses the matrix product (any head).
 
 mod flash;
 mod materialised;
@@ -210,7 +210,7 @@ impl<'a> Keys<'a> {
 /// Which implementation to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// Scores stay in registers; heads up to [`flash::MAX_DIM`].
+    /// Scores stay in registers; heads up to 32 elements.
     Flash,
     /// Scores in memory.
     Materialised,

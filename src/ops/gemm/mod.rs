@@ -13,114 +13,27 @@
 //! Cost: `2·m·n·k` FLOPs per batch entry; each operand read or written once.
 //!
 //! Three kernels share the epilogue and are picked by the capability table ([`Kernel::pick`]):
-//! [`plane`] (software Vulkan), [`tiled`] (GPUs), [`portable`] (anything).
+//! `plane` (software Vulkan), `tiled` (GPUs), `portable` (anything).
 
+mod call;
 mod epilogue;
+mod mat;
 mod plane;
 mod portable;
+mod split;
 #[cfg(test)]
 mod tests;
 mod tiled;
+
+pub use mat::Mat;
+
+use call::{Call, Sizes};
 
 use crate::gpu::{Caps, Cost, Gpu, Tensor};
 
 /// Multiply-adds from which a product is worth a kernel that loads untransposed `A` in pairs: its loop is twice as long,
 /// and what a WGSL front end does with it grows with the square of that.
 const WIDE_FROM: usize = 1 << 25;
-
-/// A matrix, or a batch of them, inside a tensor.
-#[derive(Clone, Debug)]
-pub struct Mat {
-    tensor: Tensor,
-    rows: usize,
-    cols: usize,
-    /// Elements from one row to the next.
-    ld: usize,
-    /// Number of matrices.
-    batch: usize,
-    /// Elements from one matrix to the next; 0 repeats the same one.
-    stride: usize,
-}
-
-impl From<&Tensor> for Mat {
-    /// `[rows, cols]`, or `[batch, rows, cols]`.
-    fn from(t: &Tensor) -> Mat {
-        let (batch, rows, cols) = match *t.shape() {
-            [rows, cols] => (1, rows, cols),
-            [batch, rows, cols] => (batch, rows, cols),
-            ref shape => panic!("a matrix has two dimensions, or three with a batch, not {shape:?}"),
-        };
-        Mat {
-            tensor: t.clone(),
-            rows,
-            cols,
-            ld: cols,
-            batch,
-            stride: rows * cols,
-        }
-    }
-}
-
-impl Mat {
-    /// Columns `start..start + cols` of every row.
-    #[must_use]
-    pub fn columns(self, start: usize, cols: usize) -> Mat {
-        assert!(start + cols <= self.cols);
-        let len = self.span() - (self.cols - cols);
-        Mat {
-            tensor: self.tensor.slice(start, [len]),
-            cols,
-            ..self
-        }
-    }
-
-    /// Rows `start..start + rows` of every matrix.
-    #[must_use]
-    pub fn row_range(self, start: usize, rows: usize) -> Mat {
-        assert!(start + rows <= self.rows);
-        let from = start * self.ld;
-        let len = self.span() - (self.rows - rows) * self.ld;
-        Mat {
-            tensor: self.tensor.slice(from, [len]),
-            rows,
-            ..self
-        }
-    }
-
-    /// The same matrix for each of `batch` entries.
-    #[must_use]
-    pub fn repeat(self, batch: usize) -> Mat {
-        assert_eq!(self.batch, 1);
-        Mat {
-            batch,
-            stride: 0,
-            ..self
-        }
-    }
-
-    /// Elements from the first to the last one, inclusive.
-    fn span(&self) -> usize {
-        (self.batch - 1) * self.stride + (self.rows - 1) * self.ld + self.cols
-    }
-
-    fn elements(&self) -> u64 {
-        let batch = if self.stride == 0 { 1 } else { self.batch };
-        (batch * self.rows * self.cols) as u64
-    }
-
-    fn bytes(&self) -> u64 {
-        self.elements() * self.tensor.dtype().bytes()
-    }
-
-    /// May pairs of neighbours in a row be moved as one 64-bit word?
-    fn wide(&self, caps: &Caps) -> bool {
-        caps.wide_loads
-            && self.tensor.pairs()
-            && self.cols.is_multiple_of(2)
-            && self.ld.is_multiple_of(2)
-            && self.stride.is_multiple_of(2)
-    }
-}
 
 /// Applied to the sum before it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -209,13 +122,6 @@ impl Kernel {
     }
 }
 
-/// Which dimension a product is cut along.
-enum Axis {
-    M,
-    N,
-    K,
-}
-
 /// Products of different sizes in one launch: group `g` is described by row `g` of `table [groups, 6]` (u32):
 /// offsets of its A, B and C from the starts of the operands, in elements, then m, n, k. Leading dimensions are those
 /// of the operands.
@@ -301,7 +207,7 @@ impl Gemm {
 
     /// Adds `residual [m, n]`.
     #[must_use]
-    pub fn add(self, residual: impl Into<Mat>) -> Gemm {
+    pub fn residual(self, residual: impl Into<Mat>) -> Gemm {
         self.extra(residual, RowMap::Same)
     }
 
@@ -424,191 +330,6 @@ impl Gemm {
             Kernel::Plane => plane::launch_plane(gpu, cost, &call),
             Kernel::Tiled => tiled::launch_tiled(gpu, cost, &call),
             Kernel::Portable => portable::launch_portable(gpu, cost, &call),
-        }
-    }
-
-    /// Where an operand is larger than one binding may be, the product is done in two halves.
-    fn split_over_binding_limit(&self, gpu: &Gpu, c: &Mat, accumulate: bool) -> bool {
-        let caps = gpu.caps();
-        let over = |m: &Mat| m.span() as u64 * m.tensor.dtype().bytes() + caps.alignment > caps.max_binding_bytes;
-        let over_opt = |m: Option<&Mat>| m.is_some_and(over);
-        if c.batch > 1 || self.groups.is_some() {
-            return false; // of activations only: bounded by the micro-batch
-        }
-        let (cut_a, cut_b) = (over(&self.a), over(&self.b));
-        let axis = match (cut_a && self.a_transposed) || (cut_b && !self.b_transposed) {
-            true => Axis::K,
-            false if cut_b => Axis::N,
-            false if cut_a || over(c) || over_opt(self.extra.as_ref().map(|e| &e.0)) || over_opt(self.pre.as_ref()) => {
-                Axis::M
-            }
-            false => return false,
-        };
-        let (size, granule) = match (&axis, &self.extra) {
-            (Axis::M, Some((_, RowMap::Modulo(period)))) => (c.rows, *period),
-            (Axis::M, _) => (c.rows, 2),
-            (Axis::N, _) => (c.cols, 2),
-            (Axis::K, _) => (if self.a_transposed { self.a.rows } else { self.a.cols }, 2),
-        };
-        let half = (size / 2).next_multiple_of(granule);
-        if half == 0 || half >= size {
-            return false; // cannot be cut: the launch layer will refuse it by name
-        }
-        for (start, len) in [(0, half), (half, size - half)] {
-            let mut part = self.shallow();
-            match axis {
-                Axis::M => {
-                    part.a = if self.a_transposed {
-                        part.a.columns(start, len)
-                    } else {
-                        part.a.row_range(start, len)
-                    };
-                    part.extra = part.extra.map(|(m, map)| match map {
-                        RowMap::Same => (m.row_range(start, len), map),
-                        RowMap::Index(index) => (m, RowMap::Index(index.slice(start, [len]))),
-                        RowMap::Modulo(_) => (m, map),
-                    });
-                    part.pre = part.pre.map(|m| m.row_range(start, len));
-                    part.run(gpu, c.clone().row_range(start, len), accumulate);
-                }
-                Axis::N => {
-                    part.b = if self.b_transposed {
-                        part.b.row_range(start, len)
-                    } else {
-                        part.b.columns(start, len)
-                    };
-                    part.bias = part.bias.map(|m| m.columns(start, len));
-                    part.extra = part.extra.map(|(m, map)| (m.columns(start, len), map));
-                    part.pre = part.pre.map(|m| m.columns(start, len));
-                    part.run(gpu, c.clone().columns(start, len), accumulate);
-                }
-                Axis::K => {
-                    assert!(
-                        self.act == Act::None && self.pre.is_none() && self.scale.is_none(),
-                        "cut along k"
-                    );
-                    part.a = if self.a_transposed {
-                        part.a.row_range(start, len)
-                    } else {
-                        part.a.columns(start, len)
-                    };
-                    part.b = if self.b_transposed {
-                        part.b.columns(start, len)
-                    } else {
-                        part.b.row_range(start, len)
-                    };
-                    if start > 0 {
-                        (part.bias, part.extra) = (None, None);
-                    }
-                    part.run(gpu, c.clone(), accumulate || start > 0);
-                }
-            }
-        }
-        true
-    }
-
-    fn shallow(&self) -> Gemm {
-        Gemm {
-            a: self.a.clone(),
-            b: self.b.clone(),
-            bias: self.bias.clone(),
-            extra: self.extra.clone(),
-            pre: self.pre.clone(),
-            groups: self.groups.clone(),
-            ..*self
-        }
-    }
-}
-
-/// What a kernel launch needs: operands, sizes and strides, ready to pass on.
-struct Call<'a> {
-    a: &'a Tensor,
-    b: &'a Tensor,
-    c: &'a Tensor,
-    /// Absent operands are stood in for by `c`; the kernel does not touch them.
-    bias: &'a Tensor,
-    extra: &'a Tensor,
-    pre: &'a Tensor,
-    index: &'a Tensor,
-    table: &'a Tensor,
-    /// Size of the launch: rows, columns, matrices.
-    grid: [usize; 3],
-    sizes: Sizes,
-    scale: f32,
-    config: Config,
-}
-
-/// Scalars of a launch, in elements.
-#[derive(Clone, Copy)]
-struct Sizes {
-    m: usize,
-    n: usize,
-    k: usize,
-    ld_a: usize,
-    ld_b: usize,
-    ld_c: usize,
-    ld_extra: usize,
-    ld_pre: usize,
-    stride_a: usize,
-    stride_b: usize,
-    stride_c: usize,
-    stride_bias: usize,
-    stride_extra: usize,
-    stride_pre: usize,
-    period: usize,
-}
-
-impl<'a> Call<'a> {
-    fn new(gemm: &'a Gemm, c: &'a Mat, [m, n, k]: [usize; 3], config: Config) -> Call<'a> {
-        let (extra, map) = gemm
-            .extra
-            .as_ref()
-            .map_or((None, None), |(e, map)| (Some(e), Some(map)));
-        let period = if let Some(RowMap::Modulo(period)) = map {
-            *period
-        } else {
-            1
-        };
-        let index = if let Some(RowMap::Index(index)) = map {
-            index
-        } else {
-            &c.tensor
-        };
-        let ld = |m: Option<&Mat>| m.map_or(0, |m| m.ld);
-        let stride = |m: Option<&Mat>| m.map_or(0, |m| if m.batch == 1 { 0 } else { m.stride });
-        let grid = match &gemm.groups {
-            None => [m, n, c.batch],
-            Some(groups) => [groups.max_m, groups.max_n, groups.table.dim(0)],
-        };
-        Call {
-            a: &gemm.a.tensor,
-            b: &gemm.b.tensor,
-            c: &c.tensor,
-            bias: gemm.bias.as_ref().map_or(&c.tensor, |m| &m.tensor),
-            extra: extra.map_or(&c.tensor, |m| &m.tensor),
-            pre: gemm.pre.as_ref().map_or(&c.tensor, |m| &m.tensor),
-            index,
-            table: gemm.groups.as_ref().map_or(&c.tensor, |g| &g.table),
-            grid,
-            sizes: Sizes {
-                m,
-                n,
-                k,
-                ld_a: gemm.a.ld,
-                ld_b: gemm.b.ld,
-                ld_c: c.ld,
-                ld_extra: ld(extra),
-                ld_pre: ld(gemm.pre.as_ref()),
-                stride_a: stride(Some(&gemm.a)),
-                stride_b: stride(Some(&gemm.b)),
-                stride_c: stride(Some(c)),
-                stride_bias: stride(gemm.bias.as_ref()),
-                stride_extra: stride(extra),
-                stride_pre: stride(gemm.pre.as_ref()),
-                period,
-            },
-            scale: gemm.scale.unwrap_or(1.0),
-            config,
         }
     }
 }

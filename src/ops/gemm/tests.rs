@@ -79,7 +79,7 @@ fn epilogues() {
         let (g_table, g_index) = (gpu.upload_f32(&table, [5, n]), gpu.upload_u32(&index, [m]));
         for kernel in KERNELS {
             let c = gpu.f32([m, n]);
-            nt(&ga, &gb).bias(&g_bias).add(&g_res).with(kernel).to(&gpu, &c);
+            nt(&ga, &gb).bias(&g_bias).residual(&g_res).with(kernel).to(&gpu, &c);
             let want: Vec<f64> = (0..m * n)
                 .map(|e| plain[e] + bias[e % n] as f64 + residual[e] as f64)
                 .collect();
@@ -88,7 +88,7 @@ fn epilogues() {
             nt(&ga, &gb)
                 .bias(&g_bias)
                 .scale(-0.25)
-                .add(&g_res)
+                .residual(&g_res)
                 .with(kernel)
                 .to(&gpu, &c);
             let want: Vec<f64> = (0..m * n)
@@ -243,7 +243,7 @@ fn half_precision_storage() {
         let residual = gpu.upload_f32(&r, [m, n]);
         let want: Vec<f64> = want.iter().zip(&r).map(|(x, &y)| x + y as f64).collect();
         let c = gpu.alloc(DType::F16, [m, n]);
-        nt(&ga, &gb).with(kernel).add(&residual).to(&gpu, &c);
+        nt(&ga, &gb).with(kernel).residual(&residual).to(&gpu, &c);
         check(&gpu, "f16 out, f32 residual", &c, &want, 6e-4);
     }
 }
@@ -263,7 +263,7 @@ fn operands_beyond_the_binding_limit_are_cut() {
         let (ga, gb) = (real.upload_f32(&a, dims(m, k, ta)), real.upload_f32(&b, dims(k, n, tb)));
         let c = real.f32([m, n]);
         let residual = real.upload_f32(&r, [m, n]);
-        form(&ga, &gb, ta, tb).add(&residual).to(&small, &c);
+        form(&ga, &gb, ta, tb).residual(&residual).to(&small, &c);
         let want: Vec<f64> = want.iter().zip(&r).map(|(x, &y)| x + y as f64).collect();
         small.check().unwrap();
         close("cut", &real.read_f32(&c).unwrap(), &want, 2e-6);

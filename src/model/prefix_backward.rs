@@ -1,0 +1,308 @@
+//! Backward of [`prefix`](super::prefix): from the gradients of its keys and values to those of its weights.
+
+use std::ops::Range;
+
+use super::bind::{GemmaBlock, Norm, Pi0Params};
+use super::gemma::{self, BlockGrads, BlockTape};
+use super::layout::PrefixLayout;
+use super::prefix::{LayerTape, Net, Prefix, Tape, Trainable, WholeTape, language_norm, prompt_scale};
+use super::siglip;
+use crate::gpu::{Gpu, Tensor};
+use crate::ops::attention::{Attention, Columns, Keys, Saved};
+use crate::ops::column_sum::{self, Term};
+use crate::ops::gemm;
+use crate::ops::rms_norm::{self, Modulation};
+use crate::ops::rope::{self, Cache};
+use crate::ops::{blocks, embedding, fill};
+
+/// Gradients that enter a prefix from above.
+#[derive(Clone, Copy, Default)]
+pub struct Incoming<'a> {
+    /// At the embedded tokens `[R, D]`, added to what comes through the layers.
+    pub tokens: Option<&'a Tensor>,
+    /// At the language model's output `[R, D]`.
+    pub out: Option<&'a Tensor>,
+}
+
+/// Gradients at the embedded tokens, as far as they were needed.
+#[derive(Default)]
+pub struct TokenGrads {
+    /// `[R, D]`
+    pub prefix: Option<Tensor>,
+    /// `[B, E]`
+    pub state: Option<Tensor>,
+}
+
+/// Weight gradients of the whole prefix, added to `grads`, from the gradients of keys and values (`dcache`, one f32
+/// tensor per layer, in the lines of the cache; overwritten).
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    gpu: &Gpu,
+    net: &Net<'_>,
+    grads: &Pi0Params,
+    layout: &PrefixLayout,
+    prefix: Prefix,
+    state: &Tensor,
+    cache: &[Tensor],
+    dcache: &[Tensor],
+    incoming: Incoming<'_>,
+    trainable: Trainable,
+) -> TokenGrads {
+    let Some(Tape {
+        vision,
+        mut layers,
+        last,
+    }) = prefix.tape
+    else {
+        return TokenGrads::default();
+    };
+    let through = trainable.prefix();
+    let like = |t: &Tensor| gpu.alloc(net.dtype, t.shape());
+    // Gradients at the output of the layer that is next.
+    let mut dx: Option<Tensor> = None;
+    let mut ds: Option<Tensor> = None;
+    if let Some((x, _)) = last.filter(|_| through) {
+        let d = like(&x);
+        match incoming.out {
+            Some(dout) => final_norm_backward(gpu, net, grads, &x, dout, &d, trainable),
+            None => fill::zero(gpu, &d),
+        }
+        dx = Some(d);
+    }
+    while let Some(tape) = layers.pop() {
+        let l = layers.len();
+        (dx, ds) = match tape {
+            LayerTape::KeysOnly { x, state } => {
+                keys_backward(gpu, net, grads, layout, l, &x, state.as_ref(), &dcache[l], trainable)
+            }
+            LayerTape::Whole(below) => layer_backward(
+                gpu, net, grads, layout, l, *below, dx, ds, &cache[l], &dcache[l], trainable,
+            ),
+        };
+    }
+    if let (Some(ds), Some((weight, bias))) = (&ds, &grads.heads.state)
+        && trainable.expert
+    {
+        gemm::tn(ds, state).add_to(gpu, weight);
+        column_sum::accumulate(gpu, Term::Plain { dy: ds }, bias);
+    }
+    let Some(dx) = dx.filter(|_| through) else {
+        return TokenGrads {
+            prefix: None,
+            state: ds,
+        };
+    };
+    if let Some(more) = incoming.tokens {
+        let (from, to) = (
+            blocks::Rect::rows(more, more.dim(1)),
+            blocks::Rect::rows(&dx, dx.dim(1)),
+        );
+        blocks::copy(gpu, from, to, more.dim(0), more.dim(1), true);
+    }
+    if trainable.language && !layout.prompt.is_empty() {
+        embedding::backward(gpu, &grads.embedding, &layout.prompt, prompt_scale(net.dims), &dx);
+    }
+    if let Some(saved) = vision {
+        let dseen = gpu.alloc(net.dtype, [layout.images.rows(), dx.dim(1)]);
+        blocks::gather(gpu, &dx, &layout.image_lines, &dseen);
+        let heads = net.dims.vision_attention();
+        siglip::backward(
+            gpu,
+            &net.params.vision,
+            &grads.vision,
+            heads,
+            &layout.images,
+            saved,
+            &dseen,
+        );
+    }
+    TokenGrads {
+        prefix: Some(dx),
+        state: ds,
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn final_norm_backward(
+    gpu: &Gpu,
+    net: &Net<'_>,
+    grads: &Pi0Params,
+    x: &Tensor,
+    dout: &Tensor,
+    dx: &Tensor,
+    trainable: Trainable,
+) {
+    let rstd = rms_norm::rstd(gpu, x.dim(0));
+    rms_norm::backward(
+        gpu,
+        rms_norm::Backward {
+            x,
+            modulation: Modulation::Plain(language_norm(net.params)),
+            dy: dout,
+            around: None,
+            dx,
+            y: None,
+            rstd: Some(&rstd),
+        },
+    );
+    if trainable.language {
+        rms_norm::backward_scale(gpu, x, &rstd, dout, language_norm(grads));
+    }
+}
+
+/// The last layer, of which only keys and values were used.
+#[allow(clippy::too_many_arguments)]
+fn keys_backward(
+    gpu: &Gpu,
+    net: &Net<'_>,
+    grads: &Pi0Params,
+    layout: &PrefixLayout,
+    l: usize,
+    x: &Tensor,
+    s: Option<&Tensor>,
+    dcache: &Tensor,
+    trainable: Trainable,
+) -> (Option<Tensor>, Option<Tensor>) {
+    let (heads, r) = (net.key_heads(), layout.rows);
+    let m = r + layout.states;
+    let dkv = gpu.alloc(net.dtype, [m, heads.fused()]);
+    let lines = Cache {
+        kv: dcache,
+        lines: &layout.lines,
+    };
+    rope::backward(gpu, heads, net.rope, &layout.positions, &dkv, Some(lines));
+    let one = |block: &GemmaBlock, g: &GemmaBlock, x: &Tensor, dkv: Tensor, learn: bool| {
+        let skip = heads_rows(&block.qkv, &dkv);
+        let (dnormed, dx, normed) = (
+            gpu.alloc(net.dtype, x.shape()),
+            gpu.alloc(net.dtype, x.shape()),
+            gpu.alloc(net.dtype, x.shape()),
+        );
+        let rstd = rms_norm::rstd(gpu, x.dim(0));
+        gemm::nn(&dkv, &block.qkv.rows(skip.clone())).to(gpu, &dnormed);
+        let Norm::Plain(scale) = &block.norm1 else {
+            unreachable!("streams of a prefix are plain")
+        };
+        rms_norm::backward(
+            gpu,
+            rms_norm::Backward {
+                x,
+                modulation: Modulation::Plain(scale),
+                dy: &dnormed,
+                around: None,
+                dx: &dx,
+                y: Some(&normed),
+                rstd: Some(&rstd),
+            },
+        );
+        if learn {
+            gemm::tn(&dkv, &normed).add_to(gpu, &g.qkv.rows(skip));
+            if let Norm::Plain(dscale) = &g.norm1 {
+                rms_norm::backward_scale(gpu, x, &rstd, &dnormed, dscale);
+            }
+        }
+        dx
+    };
+    let (p, g) = (net.params, grads);
+    let dx = trainable
+        .prefix()
+        .then(|| one(&p.language[l], &g.language[l], x, dkv.rows(0..r), trainable.language));
+    let ds = s.map(|s| one(&p.expert[l], &g.expert[l], s, dkv.rows(r..m), trainable.expert));
+    (dx, ds)
+}
+
+/// The rows of a q | k | v weight that made `kv`: its last ones.
+fn heads_rows(qkv: &Tensor, kv: &Tensor) -> Range<usize> {
+    qkv.dim(0) - kv.dim(1)..qkv.dim(0)
+}
+
+/// A whole layer; `dx`, `ds` are the gradients at its outputs (absent: zero, or not needed).
+#[allow(clippy::too_many_arguments)]
+fn layer_backward(
+    gpu: &Gpu,
+    net: &Net<'_>,
+    grads: &Pi0Params,
+    layout: &PrefixLayout,
+    l: usize,
+    below: WholeTape,
+    dx: Option<Tensor>,
+    ds: Option<Tensor>,
+    cache: &Tensor,
+    dcache: &Tensor,
+    trainable: Trainable,
+) -> (Option<Tensor>, Option<Tensor>) {
+    let WholeTape { joint, prefix, state } = below;
+    let (heads, r) = (net.heads(), layout.rows);
+    let m = r + layout.states;
+    let through = trainable.prefix();
+    let d_o = gpu.alloc(net.dtype, [m, heads.q_width()]);
+    let dqkv = gpu.alloc(net.dtype, [m, heads.fused()]);
+    let delta = gpu.f32([m, heads.q]);
+
+    // Streams above attention.
+    let open = |block: &GemmaBlock, mut tape: BlockTape, dy: Option<Tensor>, range: Range<usize>| {
+        tape.complete(gpu, block, None);
+        let parts = |t: &Tensor| t.rows(range.clone());
+        let mut g = BlockGrads::new(
+            gpu,
+            block,
+            range.len(),
+            net.dtype,
+            parts(&d_o),
+            parts(&dqkv),
+            parts(&delta),
+        );
+        match dy {
+            Some(dy) => g.dy = dy,
+            None => fill::zero(gpu, &g.dy),
+        }
+        gemma::backward_out(gpu, block, None, &tape, &g, 0..range.len());
+        (tape, g)
+    };
+    let prefix = through.then(|| open(&net.params.language[l], prefix, dx, 0..r));
+    let state = state.map(|tape| open(&net.params.expert[l], tape, ds, r..m));
+
+    // Attention of both.
+    let (plan, key_plan) = if through {
+        (&layout.plan, &layout.keys)
+    } else {
+        (&layout.state_plan, &layout.state_keys)
+    };
+    let attention = Attention::new(heads);
+    let saved = Saved {
+        o: &joint.o,
+        lse: &joint.lse,
+    };
+    let (q, keys) = (Columns::all(&joint.qkv), Keys::cache(cache, heads));
+    attention.backward_queries(gpu, plan, q, keys, None, saved, &d_o, Columns::all(&dqkv), &delta);
+    attention.backward_keys(
+        gpu,
+        key_plan,
+        q,
+        keys,
+        saved,
+        &d_o,
+        &delta,
+        Keys::cache(dcache, heads),
+        true,
+    );
+    let lines = Cache {
+        kv: dcache,
+        lines: &layout.lines,
+    };
+    rope::backward(gpu, heads, net.rope, &layout.positions, &dqkv, Some(lines));
+
+    // Streams below attention, and weights.
+    let close = |block, g_block, (tape, g): (BlockTape, BlockGrads), learn: bool| {
+        let dx = gpu.alloc(net.dtype, tape.x.shape());
+        let all = 0..tape.x.dim(0);
+        gemma::backward_in(gpu, block, None, &tape, &g, all, &dx);
+        if learn {
+            gemma::backward_params(gpu, block, g_block, None, &tape, &g);
+        }
+        dx
+    };
+    let dx = prefix.map(|p| close(&net.params.language[l], &grads.language[l], p, trainable.language));
+    let ds = state.map(|s| close(&net.params.expert[l], &grads.expert[l], s, trainable.expert));
+    (dx, ds)
+}

@@ -1,0 +1,276 @@
+//! Attention with scores in registers: one unit per query (or per key, for dk and dv), keys passed around by
+//! broadcast. For heads up to [`MAX_DIM`]; larger ones do not fit into registers.
+//!
+//! A workgroup is one plane. It walks over the keys of its sequence a plane at a time: each unit loads one key, and
+//! every unit then meets all of them: by register broadcast where planes are known, else through shared memory.
+
+mod forward;
+mod keys;
+mod queries;
+mod registers;
+
+use cubecl::prelude::*;
+use forward::flash_forward;
+use keys::flash_backward_keys;
+use queries::flash_backward_queries;
+
+use super::{Attention, Columns, KeyPlan, Keys, Plan, Saved};
+use crate::gpu::launch::launch;
+use crate::gpu::{Cost, Gpu, Tensor};
+use crate::ops::pair::storage;
+
+/// Largest head this implementation takes.
+pub const MAX_DIM: usize = 32;
+/// Queries of one unit in the forward pass: more of them share each loaded key.
+const QUERIES: usize = 2;
+/// Below every score: the start of a running maximum.
+const LOWEST: f32 = -1.0e30;
+
+/// What is compiled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Form {
+    q_heads: usize,
+    group: usize,
+    dim: usize,
+    /// Units of a workgroup.
+    units: usize,
+    /// Broadcast between registers; else through shared memory.
+    plane: bool,
+    own: bool,
+    lse: bool,
+    add: bool,
+    wide_q: bool,
+    wide_k: bool,
+    wide_own: bool,
+    wide_o: bool,
+    wide_d: bool,
+}
+
+impl Form {
+    fn new(gpu: &Gpu, a: &Attention) -> Form {
+        let caps = gpu.caps();
+        let plane = caps.plane.is_some() && (caps.software || matches!(caps.plane, Some(32)));
+        Form {
+            q_heads: a.heads.q,
+            group: a.heads.group(),
+            dim: a.heads.dim,
+            units: if plane { caps.plane.unwrap_or(32) as usize } else { 32 },
+            plane,
+            own: false,
+            lse: false,
+            add: false,
+            wide_q: false,
+            wide_k: false,
+            wide_own: false,
+            wide_o: false,
+            wide_d: false,
+        }
+    }
+}
+
+/// May the heads in these columns be moved as pairs?
+fn wide(gpu: &Gpu, rows: &Tensor, columns: &[usize], dim: usize) -> bool {
+    gpu.caps().wide_loads
+        && rows.pairs()
+        && dim.is_multiple_of(2)
+        && rows.dim(1).is_multiple_of(2)
+        && columns.iter().all(|c| c.is_multiple_of(2))
+}
+
+fn bytes(tensors: &[&Tensor]) -> u64 {
+    tensors.iter().map(|t| t.bytes()).sum()
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn forward(
+    gpu: &Gpu,
+    a: &Attention,
+    plan: &Plan,
+    q: Columns<'_>,
+    keys: Keys<'_>,
+    own: Option<Keys<'_>>,
+    o: &Tensor,
+    lse: Option<&Tensor>,
+) {
+    let dim = a.heads.dim;
+    let second = own.unwrap_or(keys);
+    let form = Form {
+        own: own.is_some(),
+        lse: lse.is_some(),
+        wide_q: wide(gpu, q.rows, &[q.column], dim),
+        wide_k: wide(gpu, keys.rows, &[keys.k, keys.v], dim),
+        wide_own: wide(gpu, second.rows, &[second.k, second.v], dim),
+        wide_o: wide(gpu, o, &[], dim),
+        ..Form::new(gpu, a)
+    };
+    let types = [
+        storage(q.rows, form.wide_q),
+        storage(keys.rows, form.wide_k),
+        storage(second.rows, form.wide_own),
+        storage(o, form.wide_o),
+    ];
+    let blocks = (plan.longest() * form.group).div_ceil(form.units * QUERIES);
+    let count = CubeCount::Static(blocks as u32, plan.sequences.len() as u32, a.heads.kv as u32);
+    launch!(
+        gpu,
+        Cost::new("attention", a.flops(plan.pairs(), 4.0), bytes(&[q.rows, keys.rows, o])),
+        flash_forward,
+        count,
+        CubeDim::new_1d(form.units as u32),
+        [q.rows, keys.rows, second.rows, &plan.table, o, lse.unwrap_or(o)],
+        (
+            q.ld(),
+            q.column,
+            keys.ld(),
+            keys.k,
+            keys.v,
+            second.ld(),
+            second.k,
+            second.v,
+            1.0 / (dim as f32).sqrt(),
+            form,
+            types,
+        ),
+    );
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn backward_queries(
+    gpu: &Gpu,
+    a: &Attention,
+    plan: &Plan,
+    q: Columns<'_>,
+    keys: Keys<'_>,
+    own: Option<Keys<'_>>,
+    saved: Saved<'_>,
+    d_o: &Tensor,
+    dq: Columns<'_>,
+    delta: &Tensor,
+) {
+    let dim = a.heads.dim;
+    let second = own.unwrap_or(keys);
+    let form = Form {
+        own: own.is_some(),
+        wide_q: wide(gpu, q.rows, &[q.column], dim),
+        wide_k: wide(gpu, keys.rows, &[keys.k, keys.v], dim),
+        wide_own: wide(gpu, second.rows, &[second.k, second.v], dim),
+        wide_o: wide(gpu, saved.o, &[], dim) && wide(gpu, d_o, &[], dim),
+        wide_d: wide(gpu, dq.rows, &[dq.column], dim),
+        ..Form::new(gpu, a)
+    };
+    let types = [
+        storage(q.rows, form.wide_q),
+        storage(keys.rows, form.wide_k),
+        storage(second.rows, form.wide_own),
+        storage(saved.o, form.wide_o),
+        storage(d_o, form.wide_o),
+        storage(dq.rows, form.wide_d),
+    ];
+    let blocks = (plan.longest() * form.group).div_ceil(form.units);
+    let count = CubeCount::Static(blocks as u32, plan.sequences.len() as u32, a.heads.kv as u32);
+    launch!(
+        gpu,
+        // Of the ten multiply-adds of backward, dq is counted with the scores and do·v.
+        Cost::new(
+            "attention_backward",
+            a.flops(plan.pairs(), 6.0),
+            bytes(&[q.rows, keys.rows, d_o, dq.rows])
+        ),
+        flash_backward_queries,
+        count,
+        CubeDim::new_1d(form.units as u32),
+        [
+            q.rows,
+            keys.rows,
+            second.rows,
+            &plan.table,
+            saved.o,
+            saved.lse,
+            d_o,
+            dq.rows,
+            delta
+        ],
+        (
+            q.ld(),
+            q.column,
+            keys.ld(),
+            keys.k,
+            keys.v,
+            second.ld(),
+            second.k,
+            second.v,
+            dq.ld(),
+            dq.column,
+            1.0 / (dim as f32).sqrt(),
+            form,
+            types,
+        ),
+    );
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn backward_keys(
+    gpu: &Gpu,
+    a: &Attention,
+    plan: &KeyPlan,
+    q: Columns<'_>,
+    keys: Keys<'_>,
+    saved: Saved<'_>,
+    d_o: &Tensor,
+    delta: &Tensor,
+    dkeys: Keys<'_>,
+    add: bool,
+) {
+    let dim = a.heads.dim;
+    let form = Form {
+        add,
+        wide_q: wide(gpu, q.rows, &[q.column], dim),
+        wide_k: wide(gpu, keys.rows, &[keys.k, keys.v], dim),
+        wide_o: wide(gpu, d_o, &[], dim),
+        wide_d: wide(gpu, dkeys.rows, &[dkeys.k, dkeys.v], dim),
+        ..Form::new(gpu, a)
+    };
+    let types = [
+        storage(q.rows, form.wide_q),
+        storage(keys.rows, form.wide_k),
+        storage(d_o, form.wide_o),
+        storage(dkeys.rows, form.wide_d),
+    ];
+    let blocks = plan.longest().div_ceil(form.units);
+    let count = CubeCount::Static(blocks as u32, plan.host.len() as u32, a.heads.kv as u32);
+    launch!(
+        gpu,
+        // Scores and do·v are recomputed here; they are counted once, with dq.
+        Cost::new(
+            "attention_backward",
+            a.flops(plan.pairs(), 4.0),
+            bytes(&[q.rows, keys.rows, d_o, dkeys.rows])
+        ),
+        flash_backward_keys,
+        count,
+        CubeDim::new_1d(form.units as u32),
+        [
+            q.rows,
+            keys.rows,
+            &plan.runs,
+            &plan.queries,
+            saved.lse,
+            d_o,
+            delta,
+            dkeys.rows
+        ],
+        (
+            q.ld(),
+            q.column,
+            keys.ld(),
+            keys.k,
+            keys.v,
+            dkeys.ld(),
+            dkeys.k,
+            dkeys.v,
+            1.0 / (dim as f32).sqrt(),
+            form,
+            types,
+        ),
+    );
+}

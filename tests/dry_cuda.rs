@@ -1,0 +1,208 @@
+//! One whole training step as CUDA would run it, without a GPU: every kernel is lowered to CUDA C++ by the compiler that
+//! CUDA devices use, and, where NVRTC and ptxas are installed (`./x cuda-check` does that), compiled for sm_80 and sm_90.
+//!
+//! `ACRLPD_CUDA_WHEELS` names the folder of the wheels; `ACRLPD_CUDA_ARCHS` (such as `sm_90`) what to compile for.
+
+use std::path::Path;
+
+use acrlpd::gpu::nvrtc::Toolchain;
+use acrlpd::gpu::{DType, DryKernel, Gpu};
+use acrlpd::model::dims::{CriticDims, Pi0Dims};
+use acrlpd::model::layout::ObservationMasks;
+use acrlpd::model::remat::Remat;
+use acrlpd::ops::ensemble::Aggregate;
+use acrlpd::ops::image::Jitter;
+use acrlpd::ops::td::TdLoss;
+use acrlpd::step::batch::{MicroBatch, Noise, Observations, Pictures, Totals};
+use acrlpd::step::config::{Features, Objective, StepConfig};
+use acrlpd::step::learner::Learner;
+use acrlpd::step::metrics::Metrics;
+use acrlpd::step::optimizer::{self, Rates};
+use acrlpd::step::schedule::micro_batch;
+use acrlpd::verify::{Fixture, TrainingGroup};
+
+/// Bytes a thread may store and load again because registers ran out: two registers, both ways.
+const MOST_SPILL_BYTES: u32 = 16;
+
+const RATES: Rates = Rates {
+    pi0: 1e-4,
+    critic: 1e-4,
+    temperature: 1e-4,
+};
+
+/// Forward, backward, update and metrics of one step.
+fn step(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: StepConfig, batch: &MicroBatch) {
+    // Nothing reads the weights: they need no values, and the 3.2 B model no memory.
+    let learner = Learner::new(gpu, config, dims.clone(), critic.clone()).expect("a learner");
+    let metrics = Metrics::new(gpu);
+    micro_batch(&learner, &metrics, batch, true);
+    optimizer::update(&learner, &metrics, 0, RATES);
+    metrics.read(gpu).expect("every kernel is lowered");
+}
+
+/// The step people run, and one with the other choice wherever there is one.
+fn both(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: &StepConfig, batch: &MicroBatch) {
+    for dtype in [DType::F32, DType::Bf16] {
+        let usual = StepConfig {
+            dtype,
+            ..config.clone()
+        };
+        step(gpu, dims, critic, usual.clone(), batch);
+        let other = StepConfig {
+            objective: Objective::MeanN,
+            critic_loss: TdLoss::Huber(1.0),
+            features: Features::Llm,
+            feature_grad: true,
+            actor_rule: Aggregate::Weighted,
+            target_rule: Aggregate::Mean,
+            skip_dead_rows: true,
+            remat: Remat::Full,
+            separate_prefixes: true,
+            ..usual
+        };
+        step(gpu, dims, critic, other, batch);
+    }
+}
+
+/// Two samples for the published sizes: one without its last camera, one whose chunk ends the episode. Bytes with
+/// jitters, and dropout.
+fn full_batch(dims: &Pi0Dims, critic: &CriticDims, candidates: usize) -> MicroBatch {
+    let (b, cameras) = (2, dims.cameras.len());
+    let chunk = dims.action_horizon * dims.action_dim;
+    let pictures = b * cameras - 1;
+    let mut seen = vec![vec![true; cameras]; b];
+    seen[0][cameras - 1] = false;
+    let observations = Observations {
+        masks: ObservationMasks {
+            cameras: seen,
+            prompts: vec![vec![2, 7, 7], vec![2, 9]],
+        },
+        pictures: Pictures::Bytes {
+            bytes: vec![128; pictures * dims.image_size * dims.image_size * 3],
+            jitters: Some(vec![Jitter::NONE; pictures]),
+        },
+        state: vec![0.0; b * dims.action_dim],
+    };
+    let bits = |width: &usize| vec![u32::MAX; (critic.critics * b * width).div_ceil(32)];
+    MicroBatch {
+        current: observations.clone(),
+        next: observations,
+        actions: vec![0.0; b * chunk],
+        action_valid: vec![1.0; b * dims.action_horizon],
+        reward: vec![0.0; b],
+        discount: vec![0.9, 0.0],
+        chunk_valid: vec![1.0; b],
+        positive: vec![true, false],
+        noise: Noise {
+            candidates: vec![0.0; candidates * b * chunk],
+            next: vec![0.0; b * chunk],
+            bc: vec![0.0; b * chunk],
+            bc_time: vec![0.5; b],
+        },
+        dropout: critic.hidden.iter().map(bits).collect(),
+        totals: Totals {
+            samples: b,
+            positives: 1,
+            actors: b,
+        },
+    }
+}
+
+/// Every kernel of the tiny model and of the published sizes, of π₀ and π₀.₅, in both number formats.
+fn kernels() -> Vec<DryKernel> {
+    let gpu = Gpu::dry_cuda().expect("needs no device");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/acrlpd_tiny");
+    let group = TrainingGroup::new(Fixture::open(&golden).expect("a fixture")).expect("a group");
+    let config = group.config().expect("a config");
+    for pi05 in [false, true] {
+        let tiny = Pi0Dims {
+            pi05,
+            ..group.dims.clone()
+        };
+        let batch = group.micro(0, 0..group.batch).expect("a batch");
+        both(&gpu, &tiny, &group.critic_dims, &config, &batch);
+
+        // Layers repeat their kernels: two of them are enough.
+        let full = Pi0Dims {
+            depth: 2,
+            vision_depth: 2,
+            ..Pi0Dims::full(20, pi05)
+        };
+        let critic = CriticDims {
+            critics: 10,
+            hidden: vec![256; 3],
+            feature_width: full.language.width,
+            real_action_dim: 14,
+            action_horizon: full.action_horizon,
+        };
+        let config = StepConfig {
+            euler_steps: 2,
+            candidates: 2,
+            dropout: 0.1,
+            rule_weights: vec![0.1; critic.critics],
+            ..config.clone()
+        };
+        both(&gpu, &full, &critic, &config, &full_batch(&full, &critic, 2));
+    }
+    gpu.dry_kernels().expect("every kernel is lowered")
+}
+
+#[test]
+fn a_training_step_is_cuda() {
+    let kernels = kernels();
+    assert!(kernels.len() > 50, "{} kernels", kernels.len());
+    for kernel in &kernels {
+        assert!(
+            kernel.source.contains("__global__"),
+            "{}: {}",
+            kernel.entry,
+            kernel.source
+        );
+        assert!((1..=1024).contains(&kernel.threads), "{}", kernel.entry);
+    }
+    let bf16 = kernels.iter().filter(|k| k.source.contains("__nv_bfloat16")).count();
+    assert!(bf16 > 20, "{bf16} kernels in bfloat16");
+    assert!(
+        kernels.iter().any(|k| k.entry == "copy_words"),
+        "hand-written kernels too"
+    );
+
+    let Some(toolchain) = Toolchain::from_env() else {
+        println!(
+            "{} kernels lowered; ACRLPD_CUDA_WHEELS names no CUDA compiler, so none compiled",
+            kernels.len()
+        );
+        return;
+    };
+    let archs = std::env::var("ACRLPD_CUDA_ARCHS").unwrap_or("sm_80,sm_90".into());
+    let archs: Vec<&str> = archs.split(',').collect();
+    let mut report = toolchain.check(&kernels, &archs);
+    // Hand-written kernels that no step above uses; those for the tensor cores of Hopper name their architecture.
+    let (hopper, any): (Vec<_>, Vec<_>) = hand_written().into_iter().partition(|k| k.source.contains("sm_90a"));
+    for (kernels, archs) in [(any, &archs[..]), (hopper, &["sm_90a"])] {
+        report.kernels.extend(toolchain.check(&kernels, archs).kernels);
+    }
+    println!("{report}");
+    assert!(report.passed(), "{} kernels do not compile", report.failures().count());
+    let spills = report.spills();
+    assert!(
+        spills.iter().all(|(_, r)| r.spill_bytes <= MOST_SPILL_BYTES),
+        "{spills:?}"
+    );
+}
+
+/// The files under `shaders/cuda`.
+fn hand_written() -> Vec<DryKernel> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders/cuda");
+    let files = std::fs::read_dir(folder)
+        .expect("shaders/cuda")
+        .map(|f| f.expect("a file").path());
+    let cuda = files.filter(|f| f.extension().is_some_and(|e| e == "cu"));
+    let kernel = |file: std::path::PathBuf| DryKernel {
+        entry: file.file_name().expect("a name").to_string_lossy().into(),
+        source: std::fs::read_to_string(&file).expect("UTF-8"),
+        shared_bytes: 0,
+        threads: 0,
+    };
+    cuda.map(kernel).collect()
+}
