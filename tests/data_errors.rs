@@ -408,7 +408,7 @@ fn settings_that_do_not_fit() {
         (|s| s.reward_scale = f32::NAN, &["`reward_scale`"]),
         (
             |s| s.real_action_dim = 3,
-            &["`real_action_dim`", "it is 3, but `action` is 2 wide"],
+            &["`qchunking.action_dim`", "it is 3, but `action` is 2 wide"],
         ),
         (|s| s.action_dim = 2, &["`state_key`", "3 wide, but the model takes 2"]),
         (

@@ -1,5 +1,6 @@
 //! `acrlpd bench`: medians on a device.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use acrlpd::config::Config;
@@ -9,6 +10,7 @@ use acrlpd::step::metrics::Metrics;
 use acrlpd::step::{Learner, MicroBatch, optimizer, schedule};
 use acrlpd::train::recipe;
 use acrlpd::train::setup::{self, Source};
+use acrlpd::verify::{Fixture, TrainingGroup};
 use serde::Serialize;
 
 use super::Outcome;
@@ -18,7 +20,7 @@ use super::table::{number, table};
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Training steps on a real batch: ms per step, launches, and where the time goes.
-    Step(StepArgs),
+    Step(Box<StepArgs>),
     /// Matrix products, f32: GFLOP/s.
     Kernels(KernelArgs),
 }
@@ -27,6 +29,9 @@ pub enum Command {
 pub struct StepArgs {
     #[command(flatten)]
     config: ConfigFlags,
+    /// Take sizes, weights and batch from this training fixture instead (the configuration still names the rates).
+    #[arg(long, value_name = "GROUP")]
+    fixture: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceFlag,
     /// Steps to measure, after three that are not.
@@ -81,15 +86,32 @@ pub fn run(command: &Command) -> Outcome {
 
 fn step(args: &StepArgs) -> Outcome {
     let config = args.config.load(&[])?;
-    let source = Source::open(&config, None, |_, _| ())?;
     let gpu = Gpu::open(args.device.device)?;
-    let learner = setup::learner(&gpu, &config)?;
-    learner.init(config.seed);
+    let (learner, parts) = match &args.fixture {
+        Some(path) => {
+            let group = TrainingGroup::new(Fixture::open(path)?)?;
+            (
+                group.learner(&gpu, group.config()?)?,
+                vec![group.micro(0, 0..group.batch)?],
+            )
+        }
+        None => {
+            let source = Source::open(&config, None, |_, _| ())?;
+            let learner = setup::learner(&gpu, &config)?;
+            learner.init(config.seed);
+            let batch = source.builder.build(&source.sampler.draw(0, config.batch_size))?;
+            (learner, setup::collator(&config).micro_batches(0, &batch))
+        }
+    };
     gpu.sync()?;
+    let name = args
+        .fixture
+        .as_ref()
+        .map_or(config.name.clone(), |path| path.display().to_string());
+    let samples = parts[0].totals.samples;
     let first = Instant::now();
     let mut bench = Bench {
-        parts: setup::collator(&config)
-            .micro_batches(0, &source.builder.build(&source.sampler.draw(0, config.batch_size))?),
+        parts,
         metrics: Metrics::new(&gpu),
         config: &config,
         learner: &learner,
@@ -109,12 +131,12 @@ fn step(args: &StepArgs) -> Outcome {
     }
     let launches = gpu.take_record().total().launches / args.steps.max(1) as u64;
     let spread = Spread::of(seconds);
-    let roofline = roofline::measure(&gpu, config.model.dtype.into())?;
+    let roofline = roofline::measure(&gpu, learner.config.dtype)?;
     let (stepped, profile) = gpu.profile(roofline, || bench.step())?;
     stepped?;
     if args.json {
         let out = serde_json::json!({
-            "device": gpu.caps().name, "config": config.name, "samples": config.batch_size, "steps": args.steps,
+            "device": gpu.caps().name, "config": name, "samples": samples, "steps": args.steps,
             "step": spread, "first_step_ms": first_ms, "launches_per_step": launches, "profile": profile,
         });
         println!("{out:#}");
@@ -123,8 +145,8 @@ fn step(args: &StepArgs) -> Outcome {
     println!(
         "{}: {} samples a step on {}\n{:.1} ms a step (median of {}; p10 {:.1}, p90 {:.1}), {launches} launches; the first \
          step took {first_ms:.0} ms",
-        config.name,
-        config.batch_size,
+        name,
+        samples,
         gpu.caps().name,
         spread.median_ms,
         args.steps.max(1),

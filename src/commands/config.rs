@@ -8,7 +8,7 @@ use super::flags::ConfigFlags;
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Print the effective configuration as TOML.
-    Show(ConfigFlags),
+    Show(Box<ConfigFlags>),
     /// List all keys.
     Keys,
     /// List the presets.

@@ -16,6 +16,9 @@ const COLUMNS: [&str; 10] = [
     "step", "critic", "actor", "bc", "Q", "best Q", "|g| pi0", "|g| Q", "lr pi0", "steps/s",
 ];
 
+/// One number of a row.
+type Pick = fn(&Row) -> f64;
+
 /// Shows a run, and remembers its first and last row.
 #[derive(Default)]
 pub struct Console {
@@ -42,7 +45,7 @@ impl Console {
         let steps = finish.end - finish.first;
         let mut t = table(&["", "first row", "last row"], 1);
         if let (Some(first), Some(last)) = (&self.first, &self.last) {
-            let pick: [(&str, fn(&Row) -> f64); 6] = [
+            let pick: [(&str, Pick); 6] = [
                 ("critic loss", |r| r.critic_loss),
                 ("actor loss", |r| r.actor_loss),
                 ("BC loss", |r| r.bc_loss),

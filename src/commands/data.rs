@@ -20,7 +20,7 @@ pub enum Command {
     /// Compute the normalisation statistics a configuration trains with, as openpi's norm_stats.json.
     NormStats {
         #[command(flatten)]
-        config: ConfigFlags,
+        config: Box<ConfigFlags>,
         /// Where to write them.
         #[arg(long, value_name = "FILE", default_value = "norm_stats.json")]
         out: PathBuf,

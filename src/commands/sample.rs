@@ -70,7 +70,9 @@ pub fn run(args: &Args) -> Outcome {
     snapshot::restore(&learner, &saved)?;
     if args.ema {
         let ema: Result<Weights, CheckpointError> = saved.tensors(state::EMA);
-        snapshot::load(&learner, &ema?)?;
+        let ema = ema?;
+        snapshot::check(&learner, &ema)?;
+        snapshot::load(&learner, &ema)?;
     }
 
     let collator = setup::collator(&config);

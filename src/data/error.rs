@@ -163,7 +163,7 @@ pub enum DataError {
     NoReward { root: PathBuf },
     #[error(
         "nothing in the dataset at `{root}` says which episodes succeeded (columns `next.success`, `success`, `reward` or \
-         `next.reward`); add one or set `default_success`"
+         `next.reward`); add one or set `data.default_success`"
     )]
     NoSuccess { root: PathBuf },
     #[error(

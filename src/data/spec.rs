@@ -154,7 +154,7 @@ impl DataSpec {
             Column::find_finite(dataset, &self.action_key)?,
         );
         let (state, action) = (&dataset.columns()[positions.0], &dataset.columns()[positions.1]);
-        require(action.width == self.real_action_dim, "real_action_dim", || {
+        require(action.width == self.real_action_dim, "qchunking.action_dim", || {
             format!(
                 "it is {}, but `{}` is {} wide",
                 self.real_action_dim, action.key, action.width

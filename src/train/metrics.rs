@@ -16,7 +16,8 @@ use crate::gpu::PendingRead;
 use crate::step::metrics::{Slot, Values};
 use crate::step::optimizer::Rates;
 
-/// One row of `metrics.jsonl`: means over the steps since the row before, unless said otherwise.
+/// One row of `metrics.jsonl`: means over the steps since the row before, unless said otherwise. What belongs to π₀ is the
+/// mean over the steps that updated it: not a number (null) if none of them did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Optimizer steps done.
@@ -99,6 +100,8 @@ pub struct Fed {
     pub done: u64,
     /// When it was issued, on the clock of the loop (which stands still during evaluation and saving).
     pub at: Duration,
+    /// Was π₀ updated too?
+    pub updates_pi0: bool,
     pub rates: Rates,
     pub reward: f64,
     pub positives: f64,
@@ -107,10 +110,11 @@ pub struct Fed {
 
 impl Fed {
     /// The step that was fed `ration`.
-    pub fn new(done: u64, at: Duration, rates: Rates, ration: &Ration) -> Fed {
+    pub fn new(done: u64, at: Duration, updates_pi0: bool, rates: Rates, ration: &Ration) -> Fed {
         Fed {
             done,
             at,
+            updates_pi0,
             rates,
             reward: ration.reward,
             positives: ration.positives,
@@ -130,6 +134,8 @@ pub struct Interval {
     sum: Row,
     entropy: [f64; 3],
     steps: u64,
+    /// Those of them that updated π₀.
+    pi0_steps: u64,
     samples_per_step: usize,
     with_temperature: bool,
     /// On the clock of the loop: end of the interval before, and of the last step.
@@ -145,6 +151,7 @@ impl Interval {
             sum: Row::default(),
             entropy: [0.0; 3],
             steps: 0,
+            pi0_steps: 0,
             samples_per_step,
             with_temperature,
             since: Duration::ZERO,
@@ -158,16 +165,20 @@ impl Interval {
         let v = |slot: Slot| f64::from(values.get(slot));
         let s = &mut self.sum;
         s.critic_loss += v(Slot::CriticLoss);
-        s.actor_loss += v(Slot::ActorLoss);
-        s.bc_loss += v(Slot::BcLoss);
         s.q += v(Slot::Q);
         s.target_q += v(Slot::Target);
-        s.best_q += v(Slot::BestQ);
-        s.candidate_q += v(Slot::CandidateQ);
-        s.pi0_grad_norm += f64::from(values.pi0_norm());
         s.critic_grad_norm += f64::from(values.critic_norm());
-        let spread = [v(Slot::Entropy), v(Slot::LogAlpha).exp(), v(Slot::TemperatureLoss)];
-        self.entropy.iter_mut().zip(spread).for_each(|(sum, v)| *sum += v);
+        // The other steps draw no candidates and clone nothing: their zeros say nothing.
+        if step.updates_pi0 {
+            s.actor_loss += v(Slot::ActorLoss);
+            s.bc_loss += v(Slot::BcLoss);
+            s.best_q += v(Slot::BestQ);
+            s.candidate_q += v(Slot::CandidateQ);
+            s.pi0_grad_norm += f64::from(values.pi0_norm());
+            let spread = [v(Slot::Entropy), v(Slot::LogAlpha).exp(), v(Slot::TemperatureLoss)];
+            self.entropy.iter_mut().zip(spread).for_each(|(sum, v)| *sum += v);
+            self.pi0_steps += 1;
+        }
         s.reward += step.reward;
         s.positives += step.positives;
         s.valid += step.valid;
@@ -180,23 +191,24 @@ impl Interval {
     /// The row of the interval, and the start of the next; `waited_s` is the data stall so far. `None` if no step was
     /// added.
     pub fn finish(&mut self, waited_s: f64) -> Option<Row> {
-        let n = self.steps as f64;
+        let (n, pi0_n) = (self.steps as f64, self.pi0_steps as f64);
         if self.steps == 0 {
             return None;
         }
         let seconds = self.until.saturating_sub(self.since).as_secs_f64().max(1e-9);
-        let [entropy, temperature, temperature_loss] = self.entropy.map(|sum| self.with_temperature.then_some(sum / n));
+        let [entropy, temperature, temperature_loss] =
+            self.entropy.map(|sum| self.with_temperature.then_some(sum / pi0_n));
         let s = &self.sum;
         let row = Row {
             step: s.step,
             critic_loss: s.critic_loss / n,
-            actor_loss: s.actor_loss / n,
-            bc_loss: s.bc_loss / n,
+            actor_loss: s.actor_loss / pi0_n,
+            bc_loss: s.bc_loss / pi0_n,
             q: s.q / n,
             target_q: s.target_q / n,
-            best_q: s.best_q / n,
-            candidate_q: s.candidate_q / n,
-            pi0_grad_norm: s.pi0_grad_norm / n,
+            best_q: s.best_q / pi0_n,
+            candidate_q: s.candidate_q / pi0_n,
+            pi0_grad_norm: s.pi0_grad_norm / pi0_n,
             critic_grad_norm: s.critic_grad_norm / n,
             entropy,
             temperature,

@@ -285,8 +285,9 @@ impl Run<'_> {
             let rates = recipe::rates(config, done);
             optimizer::update(learner, &metrics, done, rates);
             done += 1;
+            let at = began.elapsed().saturating_sub(self.paused);
             self.queue.push_back(Pending {
-                step: Fed::new(done, began.elapsed().saturating_sub(self.paused), rates, &ration),
+                step: Fed::new(done, at, update_pi0, rates, &ration),
                 read: metrics.read_later(gpu),
             });
             gpu.check()?;

@@ -128,12 +128,11 @@ pub fn check(learner: &Learner, weights: &Weights) -> Result<()> {
     Ok(())
 }
 
-/// Sets π₀ to `weights`; its average starts there.
+/// Sets π₀ to `weights`; its average starts there. Call [`check`] first.
 ///
 /// # Errors
-/// As [`check`].
+/// As [`check`]; π₀ is half set then.
 pub fn load(learner: &Learner, weights: &Weights) -> Result<()> {
-    check(learner, weights)?;
     let mut failed = None;
     learner.load_pi0(|t| or_note(weights.tensor(t), &mut failed));
     failed.map_or(Ok(()), |e| Err(e.into()))
