@@ -1,8 +1,8 @@
 //! Holding a device to reference numbers: `acrlpd verify`.
 //!
 //! A fixture group is a JSON description with safetensors beside it, in the format of `tests/golden`. What kind of
-//! group it is follows from its description: single operations ([`ops`]), data-side numerics ([`data_ops`]), a policy
-//! ([`policy`]), a training step ([`training`]), or the names and shapes of a full-size policy ([`published`]; no
+//! group it is follows from its description: single operations (`ops`), data-side numerics (`data_ops`), a policy
+//! (`policy`), a training step (`training`), or the names and shapes of a full-size policy (`published`; no
 //! tensors beside it). Nothing is tuned to particular files: sizes come from the group. A tensor that no check reads
 //! fails its group.
 

@@ -2,8 +2,9 @@
 //!
 //! Software Vulkan runs a plane as one SIMD register and turns every load into a loop over its units, each with a
 //! bounds check: a load costs as much as some sixteen multiply-adds, however many bits it moves. So the kernel
-//! minimises loads per multiply-add: two neighbouring f32 per 64-bit load, and the operand that all units need (`A`)
-//! is loaded once by different units and broadcast from register to register.
+//! minimises loads per multiply-add: two neighbouring f32 per 64-bit load of `B` (and of `A` where its rows are
+//! neighbours), and the operand that all units need (`A`) is loaded once by different units and broadcast from register to
+//! register.
 //!
 //! Unit `l` holds columns `n0 + 2·plane·p + 2·l` and the next one for each pair `p`, so that stores are pairs too.
 
@@ -57,11 +58,7 @@ pub(super) fn launch_plane(gpu: &Gpu, cost: Cost, call: &Call<'_>) {
 
 /// Steps of `k` per turn of the loop: what one load of `A` brings for every row.
 fn step(cfg: Config, plane: usize) -> usize {
-    match (cfg.a_transposed, cfg.wide_a) {
-        (true, _) => 8,
-        (false, true) => 2 * plane,
-        (false, false) => plane,
-    }
+    if cfg.a_transposed { 8 } else { plane }
 }
 
 #[cube(launch_unchecked)]
@@ -122,8 +119,8 @@ fn gemm_plane<A: Numeric, B: Numeric, C: Numeric, Y: Numeric, X: Numeric>(
         );
         column[comptime!(2 * p + 1)] = min(first + 1, n - 1);
     }
-    // A of this turn: for each row, `step / plane` values per unit (untransposed); B of one or two steps.
-    let mut av = Array::<f32>::new(comptime!(2 * ROWS));
+    // A of this turn, one value per row (untransposed); B of one or two steps.
+    let mut av = Array::<f32>::new(comptime!(ROWS));
     let mut bv = Array::<f32>::new(comptime!(2 * COLUMNS));
 
     let turns = k.div_ceil(step);
@@ -133,24 +130,12 @@ fn gemm_plane<A: Numeric, B: Numeric, C: Numeric, Y: Numeric, X: Numeric>(
             #[unroll]
             for i in 0..comptime!(ROWS) {
                 let row = place.a + min(m0 + i, m - 1) * ld_a;
-                if comptime!(cfg.wide_a) {
-                    let at = if comptime!(tail) {
-                        min(k0 + 2 * unit, k - 2)
-                    } else {
-                        k0 + 2 * unit
-                    };
-                    let q = u64::cast_from(a.raw((row + at) / 2));
-                    let inside = k0 + 2 * unit < k;
-                    av[comptime!(2 * i)] = keep(low(q), inside, tail);
-                    av[comptime!(2 * i + 1)] = keep(high(q), inside, tail);
+                let at = if comptime!(tail) {
+                    min(k0 + unit, k - 1)
                 } else {
-                    let at = if comptime!(tail) {
-                        min(k0 + unit, k - 1)
-                    } else {
-                        k0 + unit
-                    };
-                    av[comptime!(2 * i)] = keep(f32::cast_from(a.raw(row + at)), k0 + unit < k, tail);
-                }
+                    k0 + unit
+                };
+                av[i] = keep(f32::cast_from(a.raw(row + at)), k0 + unit < k, tail);
             }
         }
         #[unroll]
@@ -210,8 +195,7 @@ fn gemm_plane<A: Numeric, B: Numeric, C: Numeric, Y: Numeric, X: Numeric>(
             for i in 0..comptime!(ROWS) {
                 // (slot of av, unit that holds it)
                 let (slot, owner) = comptime!(match (cfg.a_transposed, cfg.wide_a) {
-                    (false, true) => (2 * i + kk % 2, kk / 2),
-                    (false, false) => (2 * i, kk),
+                    (false, _) => (i, kk),
                     (true, true) => (2 * (i / (2 * plane)) + i % 2, (i % (2 * plane)) / 2),
                     (true, false) => (i / plane, i % plane),
                 });
