@@ -18,6 +18,8 @@ pub enum TrainError {
     Data(#[from] DataError),
     #[error(transparent)]
     Device(#[from] GpuError),
+    #[error("at step {step}: {source}")]
+    Step { step: u64, source: GpuError },
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(
@@ -48,7 +50,7 @@ impl TrainError {
             TrainError::NotFinite { .. } => 1,
             TrainError::Config(_) | TrainError::Exists { .. } | TrainError::Mismatch(_) => 2,
             TrainError::Data(_) => 3,
-            TrainError::Device(_) => 4,
+            TrainError::Device(_) | TrainError::Step { .. } => 4,
             TrainError::Checkpoint(_) | TrainError::Write { .. } => 5,
         }
     }

@@ -5,7 +5,7 @@
 //! | [`setup`] | dataset, statistics, batches; the learner |
 //! | [`recipe`] | what the configuration means for the step |
 //! | [`feed`], [`collate`] | batches on their way to the device, with every random number |
-//! | [`run`] | the loop |
+//! | [`run()`] | preparation, then the loop in `steps` |
 //! | [`metrics`] | numbers averaged over an interval, `metrics.jsonl` |
 //! | [`eval`] | the policy on held-out episodes |
 //! | [`snapshot`] | the learner in and out of checkpoints |
@@ -23,6 +23,7 @@ mod run;
 pub mod setup;
 pub mod signals;
 pub mod snapshot;
+mod steps;
 
 pub use error::{Result, TrainError};
 pub use run::{Finish, Observer, Options, Preparation, Start, run};
