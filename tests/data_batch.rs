@@ -379,7 +379,11 @@ fn success_and_reward_by_column_or_by_setting() {
             .with_columns(vec![scalar("reward", &r)])
     };
     let bare = || MemoryDataset::new(&[3, 2]).without_success();
-    assert!(labels_of(&bare(), |_| ()).unwrap_err().contains("`default_success`"));
+    assert!(
+        labels_of(&bare(), |_| ())
+            .unwrap_err()
+            .contains("`data.default_success`")
+    );
     for success in [true, false] {
         let mut spec = memory::spec();
         spec.default_success = Some(success);

@@ -218,7 +218,7 @@ state | {"dtype": "float32", "shape": [0]} | feature `state` | empty
 state |  | has no numeric feature `state`, only `action`, `reward`
 action | {"dtype": "float32", "shape": [3]} | episode_000000.parquet` row 0: column `action` is 2 wide | announces 3
 force | {"dtype": "float32", "shape": [6]} | has no column `force`, only `state`, `action` | `cam_a`
-reward |  | which episodes succeeded | `default_success`
+reward |  | which episodes succeeded | `data.default_success`
 "#;
 
 #[test]

@@ -75,6 +75,10 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     let f32s = |values: &[f32]| gpu.upload_f32(values, [values.len()]);
     let u32s = |values: &[usize]| gpu.upload_u32(&values.iter().map(|&v| v as u32).collect::<Vec<_>>(), [values.len()]);
 
+    let add_to = |slot: Slot, values: &Tensor, weights: Option<&Tensor>, factor: f32| {
+        reduce::weighted_sum(gpu, values, weights, factor, &metrics.slot(slot), true);
+    };
+
     // ---- Observations: who is where. Keys of s, (for comparison: of s again,) of s' lie in one cache per layer.
     gpu.phase(&[("current prefix forward", 1.0)]);
     let masks = batch.current.masks(&everyone);
@@ -231,16 +235,9 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     critic::backward(gpu, &learner.critics, critic_dims, data, dropout, &tape, &dq, wanted);
     drop(tape);
     let mean = 1.0 / totals.samples as f32;
-    reduce::weighted_sum(gpu, &td_loss, None, mean, &metrics.slot(Slot::CriticLoss), true);
-    reduce::weighted_sum(
-        gpu,
-        &q.view([e * b]),
-        None,
-        mean / e as f32,
-        &metrics.slot(Slot::Q),
-        true,
-    );
-    reduce::weighted_sum(gpu, &target, None, mean, &metrics.slot(Slot::Target), true);
+    add_to(Slot::CriticLoss, &td_loss, None, mean);
+    add_to(Slot::Q, &q.view([e * b]), None, mean / e as f32);
+    add_to(Slot::Target, &target, None, mean);
 
     // ---- Actor: rate the candidates, choose, and find dQ/da of the chosen ones.
     let (candidate_q, value) = (gpu.f32([e, n * actors]), gpu.f32([n * actors]));
@@ -264,15 +261,8 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         ensemble::best_of_n(gpu, &value, &best, &winner);
         let weight = f32s(&pick_rows(&batch.chunk_valid, 1, &who.actors));
         let per_actor = 1.0 / totals.actors.max(1) as f32;
-        reduce::weighted_sum(gpu, &best, None, per_actor, &metrics.slot(Slot::BestQ), true);
-        reduce::weighted_sum(
-            gpu,
-            &value,
-            None,
-            per_actor / n as f32,
-            &metrics.slot(Slot::CandidateQ),
-            true,
-        );
+        add_to(Slot::BestQ, &best, None, per_actor);
+        add_to(Slot::CandidateQ, &value, None, per_actor / n as f32);
         temperature::losses(learner, metrics, &candidates, per_actor);
 
         let by_winner = (k == 1).then_some(&winner);
@@ -295,8 +285,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         let factor = -1.0 / (totals.samples * k) as f32;
         for i in 0..k {
             let of = |t: &Tensor| t.slice(i * actors, [actors]);
-            let slot = metrics.slot(Slot::ActorLoss);
-            reduce::weighted_sum(gpu, &of(&loss_value), Some(&weight), factor, &slot, true);
+            add_to(Slot::ActorLoss, &of(&loss_value), Some(&weight), factor);
             flow::scaled(gpu, &weight, factor * config.weights.actor, &of(&dvalue));
         }
         ensemble::backward(gpu, &q, actor_rule, &dvalue, &dq);
@@ -371,7 +360,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
                 &error,
                 Some(&dv),
             );
-            reduce::weighted_sum(gpu, &error, Some(&weight), 1.0, &metrics.slot(Slot::BcLoss), true);
+            add_to(Slot::BcLoss, &error, Some(&weight), 1.0);
         }
         let block = k * actors;
         match &daction {
