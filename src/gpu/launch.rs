@@ -4,6 +4,9 @@ use cubecl::prelude::*;
 
 use super::{Cost, Gpu, GpuError, Tensor};
 
+/// Launches after which a host waits for the thread that feeds a software device: half of what cubecl's channel holds.
+const PACE: u64 = 16;
+
 /// A tensor inside a kernel: element `i` of the view is `data[at + i]`, because operands are bound at aligned
 /// addresses and views may start anywhere.
 #[derive(CubeType, CubeLaunch)]
@@ -146,6 +149,7 @@ impl Gpu {
     pub(crate) fn run<R: Runtime>(&self, cost: &Cost, client: &ComputeClient<R>, launch: impl FnOnce() + Send) {
         if !self.profiling() {
             launch();
+            self.pace(client);
             return self.count(cost, std::time::Duration::ZERO);
         }
         match client.profile(launch, cost.op) {
@@ -157,6 +161,16 @@ impl Gpu {
                 device: self.caps().name.clone(),
                 why: format!("{error:?}"),
             }),
+        }
+    }
+
+    /// Keeps a host that issues faster than a software device computes from spinning in front of cubecl's full channel,
+    /// which would take a core from the device: waits, asleep, until the device's thread has taken in all launches so
+    /// far. It does not wait for the work itself.
+    fn pace<R: Runtime>(&self, client: &ComputeClient<R>) {
+        if self.caps().software && self.count_launch().is_multiple_of(PACE) {
+            // What failed is in the fault already, or is reported by the next read.
+            let _ = self.settle(client.flush());
         }
     }
 

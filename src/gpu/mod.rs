@@ -68,6 +68,8 @@ struct Inner {
     fault: Fault,
     recorder: Mutex<Recorder>,
     profiling: std::sync::atomic::AtomicBool,
+    /// Launches so far.
+    launches: std::sync::atomic::AtomicU64,
     /// Activations and workspaces of the running step.
     scratch: Arena,
     /// Weights, gradients, optimizer states.
@@ -100,6 +102,7 @@ impl Gpu {
             fault,
             recorder: Mutex::default(),
             profiling: false.into(),
+            launches: 0.into(),
             scratch,
             states,
         }))
@@ -186,6 +189,11 @@ impl Gpu {
 
     fn recorder(&self) -> std::sync::MutexGuard<'_, Recorder> {
         self.0.recorder.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Counts a launch; returns how many there were.
+    fn count_launch(&self) -> u64 {
+        1 + self.0.launches.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
     }
 
     fn profiling(&self) -> bool {
