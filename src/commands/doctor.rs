@@ -51,6 +51,6 @@ pub fn run(args: &Args) -> Outcome {
         fs::write(folder.path().join(name), data)?;
     }
     let report = verify::run(&gpu, &folder.path().join("ops"), &|_| true)?;
-    super::verify::print(&report, false);
+    super::verify::print(&report, true);
     Ok(if report.passed() { 0 } else { FAILED })
 }

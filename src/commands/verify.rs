@@ -19,9 +19,9 @@ pub struct Args {
     /// Check only tensors whose name contains this.
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
-    /// List every tensor, not only the worst of each group and those that fail.
+    /// List only the worst tensor of each group and those that fail.
     #[arg(long)]
-    all: bool,
+    brief: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -48,14 +48,14 @@ pub fn run(args: &Args) -> Outcome {
             continue;
         }
         if !args.json {
-            print(&report, args.all);
+            print(&report, args.brief);
         }
         reports.push(report);
     }
     if reports.is_empty() {
         let pattern = args.only.as_deref().unwrap_or_default();
         anyhow::bail!(
-            "--only {pattern} matches no tensor of these fixtures; leave it out to see their names with --all"
+            "--only {pattern} matches no tensor of these fixtures; leave it out to see their names"
         );
     }
     let passed = reports.iter().all(Report::passed);
@@ -88,11 +88,11 @@ fn count(reports: &[Report]) -> (usize, usize) {
 }
 
 /// The table of a group.
-pub fn print(report: &Report, all: bool) {
+pub fn print(report: &Report, brief: bool) {
     let mut t = table(&["tensor", "kind", "elements", "error", "tolerance", ""], 2);
     let worst = report.worst().map(|r| r.tensor.clone());
     for row in &report.rows {
-        if all || !row.passed || worst.as_ref() == Some(&row.tensor) {
+        if !brief || !row.passed || worst.as_ref() == Some(&row.tensor) {
             t.add_row([
                 row.tensor.clone(),
                 kind(row.kind).to_owned(),
