@@ -160,6 +160,22 @@ fn wrong_input_gets_one_sentence_and_its_exit_code() {
 }
 
 #[test]
+fn data_without_rewards_is_warned_about() {
+    // The last frame, which has the reward, is in no whole chunk with an observation behind it.
+    let flags = [
+        "train",
+        "--config=debug",
+        "--exp-name=unused",
+        "--dry-run",
+        "--batch-size=2",
+    ];
+    let (_, stderr) = expect(0, &[&flags[..], &["--set=qchunking.episode_end=truncated"]].concat());
+    assert!(stderr.contains("no chunk that can be drawn has a reward"), "{stderr}");
+    let (_, stderr) = expect(0, &flags);
+    assert!(!stderr.contains("reward"), "{stderr}");
+}
+
+#[test]
 fn no_adapter_names_the_package_to_install() {
     let mut command = Command::cargo_bin("acrlpd").expect("the program is built with the tests");
     command.current_dir(env!("CARGO_MANIFEST_DIR"));

@@ -54,9 +54,7 @@ pub fn run(args: &Args) -> Outcome {
     }
     if reports.is_empty() {
         let pattern = args.only.as_deref().unwrap_or_default();
-        anyhow::bail!(
-            "--only {pattern} matches no tensor of these fixtures; leave it out to see their names"
-        );
+        anyhow::bail!("--only {pattern} matches no tensor of these fixtures; leave it out to see their names");
     }
     let passed = reports.iter().all(Report::passed);
     if args.json {

@@ -155,6 +155,13 @@ impl BatchBuilder {
         self.episodes.iter().map(start).collect()
     }
 
+    /// Whether any chunk that may be drawn has a reward: without one, critics have nothing to learn.
+    pub fn rewarded(&self) -> bool {
+        let rewarded =
+            |e: &EpisodeLabels| (0..self.chunk_rule.starts(e)).any(|t| self.chunk_rule.cut(e, t).reward != 0.0);
+        self.episodes.iter().any(rewarded)
+    }
+
     /// The batch of the chunks that begin at the global frames `starts`, `[B]`, each inside an episode.
     ///
     /// # Errors

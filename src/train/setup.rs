@@ -40,6 +40,12 @@ impl Source {
             (None, None) => NormStats::compute(dataset.as_ref(), &spec, progress)?,
         };
         let builder = BatchBuilder::new(dataset, spec, &stats, tokenizer)?;
+        if !builder.rewarded() {
+            tracing::warn!(
+                "no chunk that can be drawn has a reward, so the critics will learn nothing: look at qchunking.reward_mode, \
+                 qchunking.boundary and qchunking.episode_end, and at the dataset's labels"
+            );
+        }
         let dataset: &dyn Dataset = builder.dataset().as_ref();
         let episodes = EpisodeSplit::new(config.seed, dataset.episodes().len(), config.data.eval_fraction)?;
         let all = builder.starts();
