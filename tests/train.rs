@@ -265,6 +265,39 @@ fn trained_weights_can_be_sampled_from_and_started_from() {
     assert!(stderr.contains("mlp") && stderr.contains("48"), "{stderr}");
 }
 
+#[test]
+fn steps_that_leave_pi0_alone_say_nothing_about_it() {
+    let runs = Runs::new();
+    runs.run(0, "x", &["--max-steps=3", "--set=acrlpd.actor_update_freq=2"]);
+    let known: Vec<[bool; 3]> = runs
+        .rows("x")
+        .iter()
+        .map(|r| ["critic_loss", "actor_loss", "pi0_grad_norm"].map(|key| r[key].is_number()))
+        .collect();
+    assert_eq!(known, [[true; 3], [true, false, false], [true; 3]]);
+}
+
+#[test]
+fn a_run_that_diverged_ends_with_the_reason() {
+    let runs = Runs::new();
+    let flags = [
+        "--max-steps=20",
+        "--critic-lr=1e30",
+        "--set=optimizer.critic.warmup_steps=0",
+        "--save-interval=1",
+    ];
+    let (_, stderr) = runs.run(1, "x", &flags);
+    assert!(
+        stderr.contains("3 steps in a row") && stderr.contains("learning rate"),
+        "{stderr}"
+    );
+    // What was saved before is whole.
+    let newest = acrlpd::checkpoint::latest(&runs.dir("x"))
+        .expect("a folder")
+        .expect("a checkpoint");
+    acrlpd::checkpoint::open(&newest).expect("it is whole");
+}
+
 /// Waits until a run has written a row.
 fn wait_for_rows(child: &mut Child, dir: &Path) {
     let began = Instant::now();

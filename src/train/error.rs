@@ -32,8 +32,8 @@ pub enum TrainError {
     #[error("cannot write `{path}`: {source}; check its permissions and the free space of the disk")]
     Write { path: PathBuf, source: std::io::Error },
     #[error(
-        "{count} steps in a row (up to step {step}) gave gradients that are not finite ({group}), so nothing was learned \
-         in them; the weights of {kept} are sound: lower the learning rate, or look at the data of these steps"
+        "{count} steps in a row (up to step {step}) gave gradients that are not finite ({group}) and changed nothing; the \
+         newest checkpoint is {kept}: go on from it or an earlier one with a lower learning rate, or look at the data"
     )]
     NotFinite {
         step: u64,

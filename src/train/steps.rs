@@ -198,7 +198,7 @@ impl<'a> Run<'a> {
             step,
             count: self.bad,
             group,
-            kept: kept.map_or("the start".into(), |folder| folder.display().to_string()),
+            kept: kept.map_or("none yet".into(), |folder| folder.display().to_string()),
         })
     }
 
