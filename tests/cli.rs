@@ -161,7 +161,6 @@ fn wrong_input_gets_one_sentence_and_its_exit_code() {
 
 #[test]
 fn data_without_rewards_is_warned_about() {
-    // The last frame, which has the reward, is in no whole chunk with an observation behind it.
     let flags = [
         "train",
         "--config=debug",
@@ -169,7 +168,7 @@ fn data_without_rewards_is_warned_about() {
         "--dry-run",
         "--batch-size=2",
     ];
-    let (_, stderr) = expect(0, &[&flags[..], &["--set=qchunking.episode_end=truncated"]].concat());
+    let (_, stderr) = expect(0, &[&flags[..], &["--set=qchunking.terminal_reward=0"]].concat());
     assert!(stderr.contains("no chunk that can be drawn has a reward"), "{stderr}");
     let (_, stderr) = expect(0, &flags);
     assert!(!stderr.contains("reward"), "{stderr}");

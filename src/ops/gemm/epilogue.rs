@@ -114,29 +114,64 @@ pub(super) fn locate(
     place
 }
 
+/// What finds the rows of `extra` and `pre`, copied once: every use of a scalar argument would be a load.
+#[derive(CubeType)]
+pub(super) struct Strides {
+    ld_extra: usize,
+    period: usize,
+    ld_pre: usize,
+}
+
+#[cube]
+pub(super) fn strides(sizes: &Sizes, #[comptime] cfg: Config) -> Strides {
+    let mut ld_extra = 0usize;
+    let mut period = 1usize;
+    let mut ld_pre = 0usize;
+    if comptime!(cfg.extra.is_some()) {
+        ld_extra = sizes.ld_extra * 1;
+    }
+    if comptime!(cfg.extra == Some(Map::Modulo)) {
+        period = sizes.period * 1;
+    }
+    if comptime!(cfg.pre) {
+        ld_pre = sizes.ld_pre * 1;
+    }
+    Strides {
+        ld_extra,
+        period,
+        ld_pre,
+    }
+}
+
 /// First element of the row of `extra` that belongs to `row`.
 #[cube]
-pub(super) fn extra_row(index: &View<u32>, sizes: &Sizes, place: &Place, row: usize, #[comptime] cfg: Config) -> usize {
+pub(super) fn extra_row(
+    index: &View<u32>,
+    strides: &Strides,
+    place: &Place,
+    row: usize,
+    #[comptime] cfg: Config,
+) -> usize {
     let mut at = place.extra;
     if comptime!(cfg.extra.is_some()) {
         let mut mapped = row;
         if comptime!(cfg.extra == Some(Map::Modulo)) {
-            mapped = row % sizes.period;
+            mapped = row % strides.period;
         }
         if comptime!(cfg.extra == Some(Map::Index)) {
             mapped = index.get(row) as usize;
         }
-        at += mapped * sizes.ld_extra;
+        at += mapped * strides.ld_extra;
     }
     at
 }
 
 /// First element of the row of `pre` that belongs to `row`.
 #[cube]
-pub(super) fn pre_row(sizes: &Sizes, place: &Place, row: usize, #[comptime] cfg: Config) -> usize {
+pub(super) fn pre_row(strides: &Strides, place: &Place, row: usize, #[comptime] cfg: Config) -> usize {
     let mut at = place.pre;
     if comptime!(cfg.pre) {
-        at += row * sizes.ld_pre;
+        at += row * strides.ld_pre;
     }
     at
 }

@@ -11,7 +11,7 @@
 use cubecl::ir::{ElemType, StorageType, UIntKind};
 use cubecl::prelude::*;
 
-use super::epilogue::{Sizes, activate, extra_row, locate, pre_row, store};
+use super::epilogue::{Sizes, activate, extra_row, locate, pre_row, store, strides};
 use super::{Act, Call, Config};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu};
@@ -119,6 +119,21 @@ fn gemm_plane<A: Numeric, B: Numeric, C: Numeric, Y: Numeric, X: Numeric>(
         );
         column[comptime!(2 * p + 1)] = min(first + 1, n - 1);
     }
+    // Where the rows of A begin (untransposed), and those of B (transposed): no driver moves this out of the loop.
+    let mut a_row = Array::<usize>::new(comptime!(ROWS));
+    if comptime!(!cfg.a_transposed) {
+        #[unroll]
+        for i in 0..comptime!(ROWS) {
+            a_row[i] = place.a + min(m0 + i, m - 1) * ld_a + unit;
+        }
+    }
+    let mut b_row = Array::<usize>::new(comptime!(COLUMNS));
+    if comptime!(cfg.b_transposed) {
+        #[unroll]
+        for j in 0..comptime!(COLUMNS) {
+            b_row[j] = place.b + column[j] * ld_b;
+        }
+    }
     // A of this turn, one value per row (untransposed); B of one or two steps.
     let mut av = Array::<f32>::new(comptime!(ROWS));
     let mut bv = Array::<f32>::new(comptime!(2 * COLUMNS));
@@ -129,13 +144,12 @@ fn gemm_plane<A: Numeric, B: Numeric, C: Numeric, Y: Numeric, X: Numeric>(
         if comptime!(!cfg.a_transposed) {
             #[unroll]
             for i in 0..comptime!(ROWS) {
-                let row = place.a + min(m0 + i, m - 1) * ld_a;
                 let at = if comptime!(tail) {
-                    min(k0 + unit, k - 1)
+                    a_row[i] + min(k0 + unit, k - 1) - unit
                 } else {
-                    k0 + unit
+                    a_row[i] + k0
                 };
-                av[i] = keep(f32::cast_from(a.raw(row + at)), k0 + unit < k, tail);
+                av[i] = keep(f32::cast_from(a.raw(at)), k0 + unit < k, tail);
             }
         }
         #[unroll]
@@ -147,13 +161,13 @@ fn gemm_plane<A: Numeric, B: Numeric, C: Numeric, Y: Numeric, X: Numeric>(
                 if comptime!(odd == 0) {
                     #[unroll]
                     for j in 0..comptime!(COLUMNS) {
-                        let row = place.b + column[j] * ld_b;
                         if comptime!(cfg.wide_b) {
-                            let q = u64::cast_from(b.raw((row + min(r, k - 2)) / 2));
+                            let at = if comptime!(tail) { min(r, k - 2) } else { r };
+                            let q = u64::cast_from(b.raw((b_row[j] + at) / 2));
                             bv[comptime!(2 * j)] = low(q);
                             bv[comptime!(2 * j + 1)] = high(q);
                         } else {
-                            bv[comptime!(2 * j)] = f32::cast_from(b.raw(row + r));
+                            bv[comptime!(2 * j)] = f32::cast_from(b.raw(b_row[j] + r));
                         }
                     }
                 }
@@ -210,13 +224,14 @@ fn gemm_plane<A: Numeric, B: Numeric, C: Numeric, Y: Numeric, X: Numeric>(
     }
 
     let ld_c = sizes.ld_c * 1;
+    let strides = strides(sizes, cfg);
     #[unroll]
     for i in 0..comptime!(ROWS) {
         let row = m0 + i;
         if row < m {
             let c_row = place.c + row * ld_c;
-            let pre_row = pre_row(sizes, &place, row, cfg);
-            let x_row = extra_row(index, sizes, &place, row, cfg);
+            let pre_row = pre_row(&strides, &place, row, cfg);
+            let x_row = extra_row(index, &strides, &place, row, cfg);
             #[unroll]
             for p in 0..pairs {
                 let col = n0 + comptime!(2 * plane * p) + 2 * unit;

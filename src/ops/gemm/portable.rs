@@ -4,7 +4,7 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::epilogue::{Sizes, extra_row, locate, pre_row, store};
+use super::epilogue::{Sizes, extra_row, locate, pre_row, store, strides};
 use super::{Call, Config};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu};
@@ -103,13 +103,15 @@ fn gemm_portable<A: Numeric, B: Numeric, C: Numeric, Y: Numeric, X: Numeric>(
             }
         }
     }
+    let strides = strides(sizes, cfg);
+    let ld_c = sizes.ld_c * 1;
     #[unroll]
     for i in 0..comptime!(BLOCK) {
         let row = m0 + i;
         if row < m {
-            let c_row = place.c + row * sizes.ld_c;
-            let pre_row = pre_row(sizes, &place, row, cfg);
-            let x_row = extra_row(index, sizes, &place, row, cfg);
+            let c_row = place.c + row * ld_c;
+            let pre_row = pre_row(&strides, &place, row, cfg);
+            let x_row = extra_row(index, &strides, &place, row, cfg);
             #[unroll]
             for j in 0..comptime!(BLOCK) {
                 let col = n0 + j;
