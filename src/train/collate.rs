@@ -60,10 +60,8 @@ impl Collator {
         let mut candidates = vec![0.0; self.candidates * samples.len() * chunk];
         for (i, out) in candidates.chunks_mut(chunk).enumerate() {
             let (candidate, sample) = (i / samples.len(), samples[i % samples.len()]);
-            let key = key(Stream::Candidate).fold(sample as u64).fold(candidate as u64);
-            key.normals(out);
-            out.iter_mut()
-                .for_each(|v| *v = (f64::from(*v) * self.temperature) as f32);
+            let key = key(Stream::Candidate).fold(sample as u64);
+            self.candidate_noise(key, candidate, out);
         }
         // Beta(1.5, 1) has the distribution function t^1.5.
         let time = |&s: &usize| TIME_MIN + TIME_SPAN * libm::pow(key(Stream::BcTime).uniform(s as u64), 2.0 / 3.0);
@@ -88,6 +86,13 @@ impl Collator {
             dropout: self.dropout(key(Stream::Dropout), samples),
             totals,
         }
+    }
+
+    /// Initial noise `[H, A]` of one candidate; `key` names the step and the sample.
+    pub fn candidate_noise(&self, key: Key, candidate: usize, out: &mut [f32]) {
+        key.fold(candidate as u64).normals(out);
+        out.iter_mut()
+            .for_each(|v| *v = (f64::from(*v) * self.temperature) as f32);
     }
 
     /// Bits of the kept hidden units, `[E, B, h]` of every layer.

@@ -8,8 +8,9 @@ use crate::rng::{Key, Stream};
 use crate::step::Learner;
 use crate::step::act::{self, Choice};
 
-/// The step whose random numbers evaluation uses: none that training reaches, and the same every time.
-const EVAL_STEP: u64 = u64::MAX;
+/// The step whose random numbers evaluation uses: none that training reaches, and not the one that divides the episodes
+/// (`data::split`).
+pub const EVAL_STEP: u64 = u64::MAX - 1;
 
 /// What the policy does in front of the chunks of `batch`, from fixed noise `[N, B, H, A]`.
 pub fn choose(learner: &Learner, collator: &Collator, batch: &ChunkBatch) -> Choice {
@@ -21,9 +22,7 @@ pub fn choose(learner: &Learner, collator: &Collator, batch: &ChunkBatch) -> Cho
         // Keyed by the frame, so that a frame's chunks do not depend on what else is in the batch.
         let frame = batch.index[sample] as u64;
         let key = Key::stream(collator.seed, Stream::Candidate).fold(EVAL_STEP);
-        key.fold(frame).fold(candidate as u64).normals(out);
-        out.iter_mut()
-            .for_each(|v| *v = (f64::from(*v) * collator.temperature) as f32);
+        collator.candidate_noise(key.fold(frame), candidate, out);
     }
     let observations = collator.current_observations(batch);
     act::act(learner, &observations, &noise, Some(&batch.actions))

@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
         self.launches += gpu.take_record().total().launches;
         self.collect(0, end)?;
         self.emit(None);
-        let usage = [gpu.states().usage().peak, gpu.scratch().usage().peak];
+        let memory = gpu.memory()?;
         Ok(Finish {
             first,
             end: done,
@@ -143,7 +143,7 @@ impl<'a> Run<'a> {
             first_step: self.first_step,
             data_wait: self.feed.stall(),
             launches_per_step: self.launches as f64 / (done - first).max(1) as f64,
-            peak_bytes: usage.iter().sum(),
+            peak_bytes: memory.peak(),
             skipped: self.skipped,
             checkpoint: self.kept,
             metrics: self.log.map(|log| log.path().to_owned()),
@@ -214,7 +214,10 @@ impl<'a> Run<'a> {
         if self.held_out.is_empty() {
             let config = &self.options.config;
             // The same frames every time: those of a step that training never reaches.
-            for frames in sampler.draw(u64::MAX, config.batch_size).chunks(config.micro_batch()) {
+            for frames in sampler
+                .draw(eval::EVAL_STEP, config.batch_size)
+                .chunks(config.micro_batch())
+            {
                 self.held_out.push(self.source.builder.build(frames)?);
             }
         }

@@ -54,11 +54,6 @@ pub fn find(path: &Path) -> Result<Found> {
     find::find(path)
 }
 
-/// The groups that [`find`] finds.
-pub fn groups(path: &Path) -> Result<Vec<PathBuf>> {
-    Ok(find(path)?.groups)
-}
-
 /// Checks one group; `wanted` picks rows (by `op/tensor` or `tensor`).
 pub fn run(gpu: &Gpu, group: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Report> {
     let fixture = Fixture::open(group)?;
