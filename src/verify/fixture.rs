@@ -61,7 +61,7 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    /// Reads a group: `stem` is its path without extensions, as [`groups`](super::groups) gives it.
+    /// Reads a group: `stem` is its path without extensions, as [`find`](super::find) gives it.
     pub fn open(stem: &Path) -> Result<Fixture> {
         let name = name_of(stem);
         let mut tensors = BTreeMap::new();
