@@ -46,6 +46,8 @@ enum Command {
     Checkpoint(commands::checkpoint::Command),
     /// Sample actions of a checkpoint for frames of a dataset, and compare them with the recorded ones.
     Sample(commands::sample::Args),
+    /// Score a checkpoint on recorded episodes: action errors by joint, flow loss, what critics make of good and bad ones.
+    Eval(commands::eval::Args),
     /// Show a configuration.
     #[command(subcommand)]
     Config(commands::config::Command),
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Command::Data(command) => commands::data::run(&command),
         Command::Checkpoint(command) => commands::checkpoint::run(&command),
         Command::Sample(args) => commands::sample::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
         Command::Config(command) => commands::config::run(&command),
     };
     match done {

@@ -34,9 +34,10 @@ const RATES: Rates = Rates {
 fn step(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: StepConfig, batch: &MicroBatch) {
     // Nothing reads the weights: they need no values, and the 3.2 B model no memory.
     let learner = Learner::new(gpu, config, dims.clone(), critic.clone()).expect("a learner");
-    let metrics = Metrics::new(gpu);
+    let metrics = Metrics::new(&learner, batch.len());
     micro_batch(&learner, &metrics, batch, true);
     optimizer::update(&learner, &metrics, 0, RATES);
+    optimizer::weight_norms(&learner, &metrics);
     metrics.read(gpu).expect("every kernel is lowered");
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use acrlpd::gpu::{DType, DeviceChoice, Gpu, Tensor};
-use acrlpd::model::params::ParamStore;
+use acrlpd::model::params::{ParamStore, Room};
 use acrlpd::ops::activation::{self, Activation};
 use acrlpd::ops::ensemble::{self, Aggregate, Rule};
 use acrlpd::ops::softmax;
@@ -90,28 +90,35 @@ fn a_step_that_is_not_finite_changes_nothing() {
     let learner = group
         .learner(&gpu, group.config().expect("a config"))
         .expect("a learner");
-    let metrics = Metrics::new(&gpu);
+    let metrics = Metrics::new(&learner, group.batch);
     let read = |store: &ParamStore| store.read(&gpu).expect("the device works");
     let weights = || [read(&learner.pi0.weights), read(&learner.critic.weights)];
     let before = weights();
-    for (step, bad) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().enumerate() {
-        let mut batch = group.micro(0, 0..group.batch).expect("a batch");
-        batch.actions[1] = bad;
+    let good = group.micro(0, 0..group.batch).expect("a batch");
+    let skipped = |bad: Option<f32>| {
+        let mut batch = good.clone();
+        batch.actions[1] = bad.unwrap_or(batch.actions[1]);
         metrics.clear(&gpu);
         micro_batch(&learner, &metrics, &batch, true);
         optimizer::update(&learner, &metrics, 0, rates);
         let values = metrics.read(&gpu).expect("the device works");
-        assert_eq!(values.get(Slot::Skipped), step as f32 + 1.0, "{bad}");
-        assert!(values.get(Slot::Pi0Bad) + values.get(Slot::CriticBad) > 0.0);
-        assert!(weights() == before, "{bad} changed weights");
-        // Nothing of the bad gradient is left for the next step.
+        assert_eq!(values.bad_gradients(Some(&Room::ALL)) > 0.0, bad.is_some(), "{bad:?}");
+        // Nothing of the gradient is left for the next step.
         assert!(read(&learner.critic.grads).values().flatten().all(|&g| g == 0.0));
         assert!(read(&learner.pi0.grads).values().flatten().all(|&g| g == 0.0));
+        values.get(Slot::Skipped)
+    };
+    for (i, bad) in [f32::NAN, f32::INFINITY].into_iter().enumerate() {
+        assert_eq!(skipped(Some(bad)), i as f32 + 1.0, "{bad}");
+        assert!(weights() == before, "{bad} changed weights");
     }
-    let batch = group.micro(0, 0..group.batch).expect("a batch");
-    metrics.clear(&gpu);
-    micro_batch(&learner, &metrics, &batch, true);
-    optimizer::update(&learner, &metrics, 0, rates);
-    assert_eq!(metrics.read(&gpu).expect("the device works").get(Slot::Skipped), 3.0);
-    assert!(weights() != before, "a good step after bad ones changes weights");
+    assert_eq!(skipped(None), 2.0);
+    let moved = weights();
+    assert!(moved != before, "a good step after bad ones changes weights");
+    // Once patience is at its end, the weights stay those that failed.
+    for i in 0..optimizer::PATIENCE {
+        assert_eq!(skipped(Some(f32::NEG_INFINITY)), 3.0 + i as f32);
+    }
+    assert_eq!(skipped(None), 3.0 + optimizer::PATIENCE as f32);
+    assert!(weights() == moved, "a step after too many bad ones changed weights");
 }

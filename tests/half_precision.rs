@@ -15,7 +15,7 @@ fn step(gpu: &Gpu, dtype: DType) -> (Values, Vec<f32>, Vec<f32>) {
     config.dtype = dtype;
     let learner = group.learner(gpu, config).expect("a learner");
     group.stored_targets(&learner).expect("targets");
-    let metrics = Metrics::new(gpu);
+    let metrics = Metrics::new(&learner, group.batch);
     let batch = group.micro(0, 0..group.batch).expect("a batch");
     schedule::micro_batch(&learner, &metrics, &batch, true);
     let flat = |store: &acrlpd::model::params::ParamStore| {
@@ -47,7 +47,7 @@ fn f16_steps_follow_f32_steps() {
             Slot::ActorLoss,
             Slot::BcLoss,
             Slot::BestQ,
-            Slot::Target,
+            Slot::CandidateQ,
             Slot::Entropy,
         ] {
             let (a, b) = (full.0.get(slot), half.0.get(slot));

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use acrlpd::gpu::{DType, DeviceChoice, Gpu};
 use acrlpd::ops::roofline;
+use acrlpd::step::Learner;
 use acrlpd::step::metrics::Metrics;
 use acrlpd::step::optimizer::{self, Rates};
 use acrlpd::step::schedule::micro_batch;
@@ -28,8 +29,8 @@ fn a_step_under_the_profiler_is_the_same_step() {
             .learner(&gpu, group.config().expect("a config"))
             .expect("a learner")
     };
-    let step = |learner: &_| {
-        let metrics = Metrics::new(&gpu);
+    let step = |learner: &Learner| {
+        let metrics = Metrics::new(learner, group.batch);
         gpu.take_record();
         micro_batch(learner, &metrics, &batch, true);
         optimizer::update(learner, &metrics, 0, RATES);
@@ -43,7 +44,7 @@ fn a_step_under_the_profiler_is_the_same_step() {
     let roofline = roofline::measure(&gpu, DType::F32).expect("the device works");
     let (metrics, profile) = gpu.profile(roofline, || step(&timed)).expect("the device works");
     println!("{}", profile.table());
-    assert_eq!(metrics.read(&gpu).expect("the device works").0, want.0);
+    assert_eq!(metrics.read(&gpu).expect("the device works"), want);
 
     // The same launches, FLOPs and bytes, in the same phases; every phase took time.
     let total = profile.total();

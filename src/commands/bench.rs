@@ -112,7 +112,7 @@ fn step(args: &StepArgs) -> Outcome {
     let first = Instant::now();
     let mut bench = Bench {
         parts,
-        metrics: Metrics::new(&gpu),
+        metrics: Metrics::new(&learner, samples),
         config: &config,
         learner: &learner,
         done: 0,

@@ -177,10 +177,10 @@ impl Observer for Console {
             self.say(&format!(
                 "{:>10}  held out: action error {} (one sample), {} (critics' choice); Q {} (recorded), {} (choice)",
                 row.step,
-                number(e.action_error),
-                number(e.best_action_error),
-                number(e.q),
-                number(e.best_q)
+                number(e.all.action_error),
+                number(e.all.best_action_error),
+                number(e.all.q),
+                number(e.all.best_q)
             ));
         }
         self.first.get_or_insert_with(|| row.clone());

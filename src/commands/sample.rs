@@ -1,35 +1,22 @@
 //! `acrlpd sample`: what a trained policy does in front of recorded frames.
 
-use std::path::PathBuf;
-
-use acrlpd::checkpoint::{self, CheckpointError, Weights, state};
-use acrlpd::config::Config;
-use acrlpd::data::NormStats;
-use acrlpd::gpu::Gpu;
-use acrlpd::train::setup::{self, Source};
-use acrlpd::train::{TrainError, eval, snapshot};
+use acrlpd::train::{TrainError, eval, setup};
 use serde::Serialize;
 
 use super::Outcome;
-use super::flags::DeviceFlag;
+use super::policy::{Policy, PolicyFlags};
 use super::table::{number, table};
+
+/// Frames that are looked at if nobody says which.
+const FRAMES: usize = 8;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkpoint (…/STEP), or a run's folder (its newest).
-    #[arg(long, value_name = "DIR")]
-    checkpoint: PathBuf,
-    /// Folder of a LeRobot dataset; without it, the one trained on.
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    policy: PolicyFlags,
     /// Frames to act on: global indices; without it, eight spread over the dataset.
     #[arg(long, value_name = "I,J,…", value_delimiter = ',')]
     frames: Vec<usize>,
-    /// Use the averaged weights.
-    #[arg(long)]
-    ema: bool,
-    #[command(flatten)]
-    device: DeviceFlag,
     /// Print JSON, with all actions.
     #[arg(long)]
     json: bool,
@@ -52,43 +39,35 @@ struct Sampled {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let folder = checkpoint::resolve(&args.checkpoint)?;
-    let saved = checkpoint::open(&folder)?;
-    let mut config = Config::parse(&saved.config()?, folder.join(state::CONFIG))?;
-    if let Some(data) = &args.data {
-        config.set("data.path", &data.display().to_string())?;
-    }
-    let stats = NormStats::read(saved.file(state::NORM_STATS)?)?;
-    let source = Source::open(&config, Some(stats), |_, _| ())?;
+    let policy = args.policy.open()?;
+    let Policy {
+        config,
+        source,
+        learner,
+        ..
+    } = &policy;
+    let gpu = &learner.gpu;
     let frames = match args.frames.is_empty() {
-        true => spread(&source, 8),
+        true => policy.spread(
+            &(0..source.builder.dataset().episodes().len()).collect::<Vec<_>>(),
+            FRAMES,
+        ),
         false => args.frames.clone(),
     };
 
-    let gpu = Gpu::open(args.device.device)?;
-    let learner = setup::learner(&gpu, &config)?;
-    snapshot::restore(&learner, &saved)?;
-    if args.ema {
-        let ema: Result<Weights, CheckpointError> = saved.tensors(state::EMA);
-        let ema = ema?;
-        snapshot::check(&learner, &ema)?;
-        snapshot::load(&learner, &ema)?;
-    }
-
-    let collator = setup::collator(&config);
+    let collator = setup::collator(config);
     let real = config.qchunking.action_dim;
     let mut all = Vec::new();
     for frames in frames.chunks(config.micro_batch()) {
         let batch = source.builder.build(frames).map_err(TrainError::from)?;
-        let choice = eval::choose(&learner, &collator, &batch);
+        let choice = eval::choose(learner, &collator, &batch);
         let winner = gpu.read_u32(&choice.winner)?;
         let candidates = gpu.read_f32(&choice.candidates)?;
         let best = gpu.read_f32(&choice.best)?;
-        let recorded_q = choice
-            .recorded_q
-            .map(|q| gpu.read_f32(&q))
-            .transpose()?
-            .unwrap_or_default();
+        let recorded_q = match &choice.recorded {
+            Some(recorded) => gpu.read_f32(&recorded.value)?,
+            None => Vec::new(),
+        };
         let robot = |normalized: &[Vec<f64>], frame: usize| -> Vec<Vec<f64>> {
             let mut flat = normalized.concat();
             source.builder.actions_to_robot(&mut flat, frame);
@@ -101,8 +80,6 @@ pub fn run(args: &Args) -> Outcome {
             let theirs = rows(&batch.actions[s * h * a..(s + 1) * h * a], a, real);
             let valid = &batch.action_valid[s * h..(s + 1) * h];
             let (actions, recorded) = (robot(&ours, frame), robot(&theirs, frame));
-            let members = recorded_q.len() / frames.len().max(1);
-            let q_of_recorded = (0..members).map(|e| f64::from(recorded_q[e * frames.len() + s]));
             all.push(Sampled {
                 frame,
                 episode: batch.episode_index[s],
@@ -112,7 +89,7 @@ pub fn run(args: &Args) -> Outcome {
                 actions,
                 recorded,
                 q: f64::from(best[s]),
-                q_recorded: q_of_recorded.sum::<f64>() / members.max(1) as f64,
+                q_recorded: f64::from(recorded_q[s]),
             });
         }
     }
@@ -120,7 +97,7 @@ pub fn run(args: &Args) -> Outcome {
         println!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(0);
     }
-    println!("checkpoint {} on {}", folder.display(), gpu.caps().name);
+    println!("checkpoint {} on {}", policy.folder.display(), gpu.caps().name);
     let mut t = table(
         &[
             "frame",
@@ -148,18 +125,6 @@ pub fn run(args: &Args) -> Outcome {
         config.model.action_horizon, config.qchunking.action_dim
     );
     Ok(0)
-}
-
-/// `n` frames, evenly spread over those that may start a chunk.
-fn spread(source: &Source, n: usize) -> Vec<usize> {
-    let all: Vec<usize> = source
-        .builder
-        .starts()
-        .iter()
-        .flat_map(|s| s.first..s.first + s.count)
-        .collect();
-    let n = n.min(all.len());
-    (0..n).map(|i| all[i * all.len() / n]).collect()
 }
 
 /// The first `real` coordinates of every row of `width`.

@@ -40,7 +40,8 @@ pub struct Args {
     /// Steps between two evaluations on held-out episodes; 0 for none.
     #[arg(long, value_name = "N")]
     eval_interval: Option<String>,
-    /// Detailed log, a row for every step, and a wait for the device after each, so that errors name their step.
+    /// Check what every launch writes, name the first number that is not finite, log in detail, a row for every step;
+    /// several times slower.
     #[arg(long)]
     pub debug: bool,
     /// Prepare everything, do one step, write nothing.
@@ -91,7 +92,7 @@ pub fn run(args: Args, started: Instant) -> Outcome {
         device: args.device.device,
         memory_fraction: args.memory_fraction,
         dry_run: args.dry_run,
-        sync_every_step: args.debug,
+        watch: args.debug,
         started,
     };
     let stop = Stop::listen().context("the signal handlers cannot be installed")?;

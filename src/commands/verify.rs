@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use acrlpd::gpu::Gpu;
+use acrlpd::train::dump;
 use acrlpd::verify::{self, Kind, Report};
 
 use super::flags::DeviceFlag;
@@ -11,7 +12,8 @@ use super::{FAILED, Outcome};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder with fixture groups, or one group: its JSON, or its name without extension.
+    /// A folder with fixture groups, or one group: its JSON, or its name without extension. A run's folder `dumps` holds
+    /// steps that were not finite, which are done again.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -31,6 +33,11 @@ pub fn run(args: &Args) -> Outcome {
     let mut groups = Vec::new();
     let mut skipped = Vec::new();
     for path in &args.paths {
+        // A dump's path is also that of its checkpoint's folder.
+        if dump::is_dump(path) {
+            groups.push(path.clone());
+            continue;
+        }
         let found = verify::find(path)?;
         groups.extend(found.groups);
         skipped.extend(found.skipped);
@@ -41,7 +48,13 @@ pub fn run(args: &Args) -> Outcome {
     }
     let wanted = |name: &str| args.only.as_ref().is_none_or(|pattern| name.contains(pattern.as_str()));
     let mut reports = Vec::new();
+    let (mut replayed, mut finite) = (0, true);
     for group in &groups {
+        if dump::is_dump(group) {
+            replayed += 1;
+            finite &= replay(&gpu, group, args.json)?;
+            continue;
+        }
         let report = verify::run(&gpu, group, &wanted)?;
         let empty = report.rows.is_empty() && report.unknown.is_empty() && args.only.is_some();
         if empty {
@@ -51,6 +64,9 @@ pub fn run(args: &Args) -> Outcome {
             print(&report, args.brief);
         }
         reports.push(report);
+    }
+    if reports.is_empty() && replayed > 0 {
+        return Ok(if finite { 0 } else { FAILED });
     }
     if reports.is_empty() {
         let pattern = args.only.as_deref().unwrap_or_default();
@@ -72,7 +88,20 @@ pub fn run(args: &Args) -> Outcome {
         };
         println!("{rows} tensors in {} groups: {verdict}", reports.len());
     }
-    Ok(if passed { 0 } else { FAILED })
+    Ok(if passed && finite { 0 } else { FAILED })
+}
+
+/// Does the step of a dump again; whether it was finite.
+fn replay(gpu: &Gpu, group: &std::path::Path, json: bool) -> anyhow::Result<bool> {
+    let (content, diagnosis) = dump::replay(gpu, group)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&diagnosis)?);
+        return Ok(!diagnosis.found());
+    }
+    println!("\nstep {} of {}", content.step + 1, group.display());
+    println!("when it failed: {}", content.diagnosis);
+    println!("here:           {diagnosis}");
+    Ok(!diagnosis.found())
 }
 
 /// Tensors compared, and how many of them failed or could not be judged.

@@ -229,6 +229,16 @@ impl BatchBuilder {
         self.transforms.actions_to_robot(actions, width, &self.state(frame));
     }
 
+    /// Discounted sum of the rewards from the global frame `frame` to the end of its episode.
+    ///
+    /// # Errors
+    /// A frame outside every episode.
+    pub fn return_from(&self, frame: usize) -> Result<f64, DataError> {
+        let episode = self.episode_of(frame)?;
+        let rewards = episode.rewards[frame - episode.start..].iter().rev();
+        Ok(rewards.fold(0.0, |later, r| f64::from(*r) + self.spec.discount * later))
+    }
+
     fn episode_of(&self, frame: usize) -> Result<&EpisodeLabels, DataError> {
         let after = self.episodes.partition_point(|e| e.start <= frame);
         let episode = self.episodes[..after].last().filter(|e| frame - e.start < e.length);

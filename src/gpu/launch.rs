@@ -53,6 +53,7 @@ macro_rules! launch {
         let cost: $crate::gpu::Cost = $cost;
         let (count, dim): (cubecl::prelude::CubeCount, cubecl::prelude::CubeDim) = ($count, $dim);
         if gpu.admit(&cost, &[$(&$t),*], &count, &dim) {
+            gpu.before(&[$(&$t),*]);
             // SAFETY: kernels guard every index by the sizes they are given, and the sizes come from the tensors.
             macro_rules! on {
                 ($client:expr, $runtime:ty) => {
@@ -73,6 +74,7 @@ macro_rules! launch {
                 $crate::gpu::Backend::Dry(c) => on!(c, $crate::gpu::CudaDry),
                 $crate::gpu::Backend::Null => gpu.count(&cost, std::time::Duration::ZERO),
             }
+            gpu.after(cost.op, &[$(&$t),*]);
         }
     }};
 }

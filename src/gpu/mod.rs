@@ -25,6 +25,7 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod transfer;
+pub(crate) mod watch;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -68,6 +69,9 @@ struct Inner {
     fault: Fault,
     recorder: Mutex<Recorder>,
     profiling: std::sync::atomic::AtomicBool,
+    /// Whether there is a witness who wants to see launches.
+    watching: std::sync::atomic::AtomicBool,
+    witness: Mutex<Option<Arc<dyn watch::Witness>>>,
     /// Launches so far.
     launches: std::sync::atomic::AtomicU64,
     /// Activations and workspaces of the running step.
@@ -102,6 +106,8 @@ impl Gpu {
             fault,
             recorder: Mutex::default(),
             profiling: false.into(),
+            watching: false.into(),
+            witness: Mutex::default(),
             launches: 0.into(),
             scratch,
             states,
@@ -162,7 +168,9 @@ impl Gpu {
                 Storage::None
             }
         };
-        Tensor::new(storage, shape, dtype, self.0.caps.alignment)
+        let tensor = Tensor::new(storage, shape, dtype, self.0.caps.alignment);
+        self.fresh(&tensor);
+        tensor
     }
 
     /// Names the phase(s) that the following launches belong to; shares sum to one.

@@ -136,6 +136,7 @@ impl Gpu {
         if !self.admit(&cost, operands, &count, &CubeDim::new_1d(kernel.units)) {
             return;
         }
+        self.before(operands);
         let task = *kernel;
         let arguments = || {
             let buffers = operands.iter().map(|t| t.bound_handle().binding()).collect();
@@ -147,6 +148,7 @@ impl Gpu {
             Backend::Dry(c) => self.run(&cost, c, || c.launch(Box::new(task), count, arguments())),
             Backend::Null => self.count(&cost, std::time::Duration::ZERO),
         }
+        self.after(cost.op, operands);
     }
 }
 

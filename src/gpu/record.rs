@@ -73,6 +73,11 @@ impl Recorder {
         self.shares.extend_from_slice(shares);
     }
 
+    /// The running phase: the first, where several share it.
+    pub(crate) fn phase(&self) -> &'static str {
+        self.shares.first().map_or("other", |(phase, _)| phase)
+    }
+
     fn note_peak(&mut self, bytes: u64) {
         for &(phase, _) in &self.shares {
             let peak = self.peaks.entry(phase).or_default();

@@ -26,6 +26,23 @@ pub enum Room {
     Critic,
 }
 
+impl Room {
+    /// Every room; a room's place here is its number.
+    pub const ALL: [Room; 4] = [Room::Vision, Room::Language, Room::Expert, Room::Critic];
+    /// Those of π₀.
+    pub const PI0: [Room; 3] = [Room::Vision, Room::Language, Room::Expert];
+
+    /// Name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Room::Vision => "vision",
+            Room::Language => "language",
+            Room::Expert => "expert",
+            Room::Critic => "critic",
+        }
+    }
+}
+
 /// How a tensor starts when there are no weights to load.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
@@ -263,20 +280,26 @@ impl Placement {
 
     /// Flat ranges (page, first element, elements) of one unit, padding included.
     pub fn unit_segments(&self, unit: usize, caps: &Caps) -> Vec<(usize, usize, usize)> {
+        self.segments_of(unit..unit + 1, caps)
+    }
+
+    /// Flat ranges (page, first element, elements) of some units that one kernel may bind, padding included.
+    pub fn segments_of(&self, units: impl IntoIterator<Item = usize>, caps: &Caps) -> Vec<(usize, usize, usize)> {
         let most = ((caps.max_binding_bytes - caps.alignment) / 4) as usize / ALIGN * ALIGN;
         let mut out: Vec<(usize, usize, usize)> = Vec::new();
-        for (group, parts) in self.parts[unit].iter().enumerate() {
-            let shape = &self.table.units[unit].groups[group];
-            let row = shape.len() / shape.shape[0].max(1);
-            for part in parts {
-                let len = (part.rows * row).next_multiple_of(ALIGN);
-                match out.last_mut() {
-                    Some((page, start, have))
-                        if *page == part.page && *start + *have == part.offset && *have + len <= most =>
-                    {
-                        *have += len;
+        for unit in units {
+            for (group, parts) in self.table.units[unit].groups.iter().zip(&self.parts[unit]) {
+                let row = group.len() / group.shape[0].max(1);
+                for part in parts {
+                    let len = (part.rows * row).next_multiple_of(ALIGN);
+                    match out.last_mut() {
+                        Some((page, start, have))
+                            if *page == part.page && *start + *have == part.offset && *have + len <= most =>
+                        {
+                            *have += len;
+                        }
+                        _ => out.push((part.page, part.offset, len)),
                     }
-                    _ => out.push((part.page, part.offset, len)),
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::params::{ALIGN, ParamTensor, Part, Placement};
+use super::params::{ALIGN, ParamTensor, Part, Placement, Room};
 use crate::gpu::{DType, Gpu, Result, Tensor};
 use crate::ops::blocks::{self, Rect};
 
@@ -81,6 +81,14 @@ impl ParamStore {
             .iter()
             .flatten()
             .all(|p| p.page < self.pages.len())
+    }
+
+    /// All memory of a room's units that is held here, padding included, in as few flat ranges as kernels may bind.
+    pub fn room(&self, gpu: &Gpu, room: Room) -> Vec<Tensor> {
+        let units = self.placement.table.units.iter().enumerate();
+        let held = units.filter(|(i, unit)| unit.room == room && self.holds(*i));
+        let segments = self.placement.segments_of(held.map(|(i, _)| i), gpu.caps());
+        segments.into_iter().map(|s| self.segment(s)).collect()
     }
 
     /// Group `group` of unit `unit` as one matrix; an empty tensor if the unit has no memory here.

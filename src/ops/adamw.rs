@@ -58,18 +58,34 @@ pub struct Flat<'a> {
 
 /// Clip factors and the guard, on the device.
 ///
-/// `values`: for each group the clip factor, then the flag "apply" (1 or 0), then the number of skipped updates.
+/// `values`: for each group the clip factor, then the flag "apply" (1 or 0), the number of skipped updates, and how many
+/// of them came last in a row.
 pub struct Control {
     values: Tensor,
+    /// First row of squares of each group, and the end of the last, u32.
+    firsts: Tensor,
+    rows: usize,
     groups: usize,
+    patience: u32,
 }
 
 impl Control {
-    /// Room for `groups` groups; nothing skipped yet.
-    pub fn new(gpu: &Gpu, groups: usize) -> Control {
-        let values = gpu.alloc_in(gpu.states(), DType::F32, [groups + 2]);
+    /// For groups whose squares come in so many rows each; nothing skipped yet. After `patience` skipped updates in a row
+    /// nothing is applied any more, so that the weights stay those that the updates failed with.
+    pub fn new(gpu: &Gpu, rows: &[usize], patience: u32) -> Control {
+        let groups = rows.len();
+        let values = gpu.alloc_in(gpu.states(), DType::F32, [groups + 3]);
         super::fill::zero(gpu, &values);
-        Control { values, groups }
+        let firsts = gpu.alloc_in(gpu.states(), DType::U32, [groups + 1]);
+        let ends = (0..=groups).map(|g| rows[..g].iter().sum::<usize>() as u32);
+        gpu.copy(&gpu.upload_u32(&ends.collect::<Vec<_>>(), [groups + 1]), &firsts);
+        Control {
+            values,
+            firsts,
+            rows: rows.iter().sum(),
+            groups,
+            patience,
+        }
     }
 
     /// Number of skipped updates so far, `[1]`.
@@ -77,17 +93,17 @@ impl Control {
         self.values.slice(self.groups + 1, [1])
     }
 
-    /// From `squares [groups, 2]` (Σ g², non-finite count): clip factors for `limits`, the flag, the count.
+    /// From `squares [rows, 2]` (Σ g², non-finite count): clip factors for `limits`, the flag, the counts.
     pub fn decide(&self, gpu: &Gpu, squares: &Tensor, limits: &Tensor) {
-        assert!(squares.dim(0) == self.groups && limits.len() == self.groups);
+        assert!(squares.dim(0) == self.rows && limits.len() == self.groups);
         launch!(
             gpu,
             Cost::moving("clip", squares.bytes()),
             decide_kernel,
             CubeCount::Static(1, 1, 1),
             CubeDim::new_1d(1),
-            [squares, limits, &self.values],
-            (self.groups),
+            [squares, limits, &self.firsts, &self.values],
+            (self.groups, self.patience as f32),
         );
     }
 }
@@ -165,17 +181,30 @@ struct Form {
 }
 
 #[cube(launch_unchecked)]
-fn decide_kernel(squares: &View<f32>, limits: &View<f32>, values: &mut View<f32>, groups: usize) {
+fn decide_kernel(
+    squares: &View<f32>,
+    limits: &View<f32>,
+    firsts: &View<u32>,
+    values: &mut View<f32>,
+    groups: usize,
+    patience: f32,
+) {
     let mut bad = 0.0f32;
-    for i in 0..groups {
-        bad += squares.get(2 * i + 1);
-        let norm = f32::sqrt(squares.get(2 * i));
-        let limit = limits.get(i);
-        values.set(i, select(norm < limit, 1.0, limit / norm));
+    for group in 0..groups {
+        let mut sum = 0.0f32;
+        for row in firsts.get(group) as usize..firsts.get(group + 1) as usize {
+            sum += squares.get(2 * row);
+            bad += squares.get(2 * row + 1);
+        }
+        let norm = f32::sqrt(sum);
+        let limit = limits.get(group);
+        values.set(group, select(norm < limit, 1.0, limit / norm));
     }
-    let apply = bad == 0.0;
+    let in_a_row = values.get(groups + 2);
+    let apply = bad == 0.0 && in_a_row < patience;
     values.set(groups, select(apply, 1.0, 0.0));
     values.set(groups + 1, values.get(groups + 1) + select(apply, 0.0, 1.0));
+    values.set(groups + 2, select(apply, 0.0, in_a_row + 1.0));
 }
 
 #[cube(launch_unchecked)]

@@ -13,6 +13,7 @@
 
 use cubecl::prelude::*;
 
+use super::rows::{RowLayout, row_of_unit, team_sum};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
 
@@ -58,6 +59,22 @@ pub fn velocity_loss(
     );
 }
 
+/// `errors[j] += Σ_r weight[r] (v[r, j] - u[r, j])²`: the velocity loss of each of the first coordinates, before it is
+/// averaged over them.
+pub fn joint_errors(gpu: &Gpu, v: &Tensor, noise: &Tensor, actions: &Tensor, weight: &Tensor, errors: &Tensor) {
+    let (rows, joints) = (weight.len(), errors.len());
+    let layout = RowLayout::pick(gpu, rows);
+    launch!(
+        gpu,
+        Cost::moving("flow_joint_errors", 3 * v.bytes()),
+        joint_errors_kernel,
+        layout.count(gpu, joints),
+        layout.dim(),
+        [v, noise, actions, weight, errors],
+        (rows, v.len() / rows.max(1), joints, layout),
+    );
+}
+
 /// `y = factor · x`: the gradient of a velocity from that of the Euler step's result.
 pub fn scaled(gpu: &Gpu, x: &Tensor, factor: f32, y: &Tensor) {
     launch!(
@@ -69,6 +86,38 @@ pub fn scaled(gpu: &Gpu, x: &Tensor, factor: f32, y: &Tensor) {
         [x, y],
         (x.len(), factor),
     );
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn joint_errors_kernel(
+    v: &View<f32>,
+    noise: &View<f32>,
+    actions: &View<f32>,
+    weight: &View<f32>,
+    errors: &mut View<f32>,
+    rows: usize,
+    width: usize,
+    joints: usize,
+    #[comptime] layout: RowLayout,
+) {
+    let (joint, unit) = row_of_unit(layout);
+    let mut sum = 0.0f32;
+    if joint < joints {
+        let mut row = unit;
+        while row < rows {
+            let i = row * width + joint;
+            let e = v.get(i) - (noise.get(i) - actions.get(i));
+            sum += weight.get(row) * e * e;
+            row += comptime!(layout.team);
+        }
+    }
+    let sum = team_sum(sum, layout);
+    if joint < joints {
+        if unit == 0 {
+            errors.set(joint, errors.get(joint) + sum);
+        }
+    }
 }
 
 #[cube(launch_unchecked)]
@@ -122,5 +171,40 @@ fn velocity_loss_kernel(
             }
         }
         error.set(row, sum / width as f32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{check, gpu, normals};
+
+    #[test]
+    fn joint_errors_are_the_velocity_loss_by_coordinate() {
+        let gpu = gpu();
+        let (rows, width, joints) = (37, 8, 5);
+        let [v, noise, actions] = [1, 2, 3].map(|seed| normals(seed, rows * width));
+        let weight: Vec<f32> = (0..rows).map(|r| (r % 3) as f32 / 10.0).collect();
+        let before: Vec<f32> = normals(4, joints);
+        let want: Vec<f64> = (0..joints)
+            .map(|j| {
+                let error = |r: usize| {
+                    let i = r * width + j;
+                    f64::from(v[i]) - (f64::from(noise[i]) - f64::from(actions[i]))
+                };
+                f64::from(before[j]) + (0..rows).map(|r| f64::from(weight[r]) * error(r).powi(2)).sum::<f64>()
+            })
+            .collect();
+        let upload = |x: &[f32]| gpu.upload_f32(x, [rows, width]);
+        let errors = gpu.upload_f32(&before, [joints]);
+        joint_errors(
+            &gpu,
+            &upload(&v),
+            &upload(&noise),
+            &upload(&actions),
+            &gpu.upload_f32(&weight, [rows]),
+            &errors,
+        );
+        check(&gpu, "joint errors", &errors, &want, 1e-5);
     }
 }

@@ -42,4 +42,5 @@ pub mod td;
 #[cfg(test)]
 mod testing;
 pub mod time_embedding;
+pub mod watch;
 mod wide;

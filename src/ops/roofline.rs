@@ -31,15 +31,20 @@ pub fn measure(gpu: &Gpu, dtype: DType) -> Result<Roofline> {
         blocks::copy(gpu, rows.0, rows.1, words / side, side, false);
     })?;
     let copy = by_words.min(by_pairs);
+    Ok(Roofline {
+        flops_per_s: product_rate(gpu, dtype, side)?,
+        bytes_per_s: 8.0 * words as f64 / copy.as_secs_f64(),
+    })
+}
+
+/// Floating point operations a second in a product of `dtype` matrices of `side` rows and columns.
+pub fn product_rate(gpu: &Gpu, dtype: DType, side: usize) -> Result<f64> {
     let matrix = || gpu.alloc(dtype, [side, side]);
     let (a, b, c) = (matrix(), matrix(), matrix());
     fill::set(gpu, &a, 1.0);
     fill::set(gpu, &b, 1.0);
     let product = fastest(gpu, || gemm::nt(&a, &b).to(gpu, &c))?;
-    Ok(Roofline {
-        flops_per_s: 2.0 * (side as f64).powi(3) / product.as_secs_f64(),
-        bytes_per_s: 8.0 * words as f64 / copy.as_secs_f64(),
-    })
+    Ok(2.0 * (side as f64).powi(3) / product.as_secs_f64())
 }
 
 /// The least time of one launch; the first, which compiles, does not count.

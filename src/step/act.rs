@@ -9,8 +9,9 @@ use crate::model::critic::{self, Rows as CriticRows};
 use crate::model::flow_time::FlowTimes;
 use crate::model::layout::{CachedRun, PrefixLayout};
 use crate::model::prefix::{self, PassOptions};
-use crate::model::suffix::Rows;
+use crate::model::suffix::{self, Output, RowTimes, Rows};
 use crate::ops::ensemble::{self, Rule};
+use crate::ops::flow;
 
 /// Sampled chunks and what the online critics say of them.
 pub struct Choice {
@@ -22,12 +23,30 @@ pub struct Choice {
     /// Index of the best candidate, u32 `[B]`, and its value `[B]`.
     pub winner: Tensor,
     pub best: Tensor,
-    /// `[E, B]` of the recorded chunks, if they were given.
-    pub recorded_q: Option<Tensor>,
+    /// What was made of the recorded chunks, if they were given.
+    pub recorded: Option<Rated>,
 }
 
-/// Samples from `noise [N, B, H, A]`; `recorded [B, H, A]` are chunks to be rated too. Nothing learns.
-pub fn act(learner: &Learner, observations: &Observations, noise: &[f32], recorded: Option<&[f32]>) -> Choice {
+/// Chunks that someone else chose, to be rated.
+#[derive(Clone, Copy, Debug)]
+pub struct Recorded<'a> {
+    /// `[B, H, A]`
+    pub actions: &'a [f32],
+    /// Noise `[B, H, A]` and time `[B]` of the velocity error.
+    pub noise: &'a [f32],
+    pub time: &'a [f32],
+}
+
+/// What critics and policy say of recorded chunks.
+pub struct Rated {
+    /// `[B]`: the ensemble's values made into one by the rule of the candidates.
+    pub value: Tensor,
+    /// Mean squared error of the velocity at each action, as in the BC loss, `[B, H]`.
+    pub flow_error: Tensor,
+}
+
+/// Samples from `noise [N, B, H, A]`; `recorded` are chunks to be rated too. Nothing learns.
+pub fn act(learner: &Learner, observations: &Observations, noise: &[f32], recorded: Option<Recorded<'_>>) -> Choice {
     let Learner {
         gpu,
         config,
@@ -61,7 +80,9 @@ pub fn act(learner: &Learner, observations: &Observations, noise: &[f32], record
 
     let runs: Vec<CachedRun> = (0..n).flat_map(|_| layout.cached.iter().copied()).collect();
     let rows = Rows::new(gpu, h, &runs);
-    let times = FlowTimes::new(gpu, &net, &sampling::euler_times(t));
+    let mut times = sampling::euler_times(t);
+    times.extend(recorded.iter().flat_map(|r| r.time).map(|time| f64::from(*time)));
+    let times = FlowTimes::new(gpu, &net, &times);
     let states = gpu.f32([t + 1, n * b * h * a]);
     gpu.copy(&gpu.upload_f32(noise, [1, n * b * h * a]), &states.rows(0..1));
     sampling::euler(gpu, &net, &rows, &times, &cache, &states);
@@ -91,13 +112,30 @@ pub fn act(learner: &Learner, observations: &Observations, noise: &[f32], record
     let winner = gpu.alloc(DType::U32, [b]);
     ensemble::forward(gpu, &candidate_q, rule, &value);
     ensemble::best_of_n(gpu, &value, &best, &winner);
-    let recorded_q = recorded.map(|actions| rate(&gpu.upload_f32(actions, [b * h, a]), 1));
+    let recorded = recorded.map(|recorded| {
+        let [actions, noise] = [recorded.actions, recorded.noise].map(|v| gpu.upload_f32(v, [b * h, a]));
+        let q = rate(&actions, 1);
+        let (value, flow_error) = (gpu.f32([b]), gpu.f32([b, h]));
+        ensemble::forward(gpu, &q, rule, &value);
+        let (x, velocity) = (gpu.f32([b * h, a]), gpu.f32([b * h, a]));
+        flow::interpolate(gpu, &noise, &actions, &gpu.upload_f32(recorded.time, [b]), &x);
+        let own_time: Vec<u32> = (0..b * h).map(|row| (t + row / h) as u32).collect();
+        let each = RowTimes::Each {
+            groups: &gpu.upload_u32(&own_time, [b * h]),
+        };
+        let rows = Rows::new(gpu, h, &layout.cached);
+        let output = Output::Velocity(&velocity);
+        suffix::forward(gpu, &net, &rows, &x, &times, each, &cache, None, output);
+        let (error, weight) = (flow_error.view([b * h]), gpu.upload_f32(&vec![1.0; b * h], [b * h]));
+        flow::velocity_loss(gpu, &velocity, &noise, &actions, &weight, 1.0, &error, None);
+        Rated { value, flow_error }
+    });
     Choice {
         candidates,
         candidate_q,
         value,
         winner,
         best,
-        recorded_q,
+        recorded,
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::config::StepConfig;
+use super::optimizer;
 use crate::gpu::{DType, Gpu, Result, Tensor};
 use crate::model::bind::{CriticParams, Pi0Params};
 use crate::model::dims::{CriticDims, Pi0Dims};
@@ -118,7 +119,7 @@ impl Learner {
             rope: rope::Table::new(gpu, 0, Net::positions(&dims), dims.head_dim),
             rule_weights: constant(&config.rule_weights),
             clip_limits: constant(&limits),
-            control: Control::new(gpu, limits.len()),
+            control: Control::new(gpu, &[Room::PI0.len(), 1, 1], optimizer::PATIENCE),
             gpu: gpu.clone(),
             config,
             dims,

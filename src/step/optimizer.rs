@@ -2,9 +2,12 @@
 
 use super::learner::{CRITIC, Group, Learner, PI0, TEMPERATURE};
 use super::metrics::{Metrics, Slot};
-use crate::gpu::Tensor;
+use crate::model::params::Room;
 use crate::ops::adamw::{self, Flat, Update};
-use crate::ops::{fill, reduce};
+use crate::ops::reduce;
+
+/// Updates in a row with gradients that are not finite after which nothing is applied any more: one may be bad luck.
+pub const PATIENCE: u32 = 3;
 
 /// Learning rates of one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,25 +22,20 @@ pub struct Rates {
 pub fn update(learner: &Learner, metrics: &Metrics, step: u64, rates: Rates) {
     let (gpu, config) = (&learner.gpu, &learner.config);
     gpu.phase(&[("optimizer", 1.0)]);
-    let caps = gpu.caps();
-    let squares = metrics.squares();
+    let gradients = metrics.gradients();
     let pi0 = config.updates_pi0(step);
-    for (group, index) in [(&learner.pi0, PI0), (&learner.critic, CRITIC)] {
-        let out = squares.rows(index..index + 1);
-        if index == PI0 && !pi0 {
-            fill::zero(gpu, &out);
-            continue;
-        }
-        let segments = group.grads.placement().segments(caps);
-        let flat: Vec<Tensor> = segments.into_iter().map(|s| group.grads.segment(s)).collect();
-        reduce::squares(gpu, &flat, &out);
+    for (i, room) in Room::ALL.into_iter().enumerate() {
+        let of_room = match room {
+            Room::Critic => learner.critic.grads.room(gpu, room),
+            _ if pi0 => learner.pi0.grads.room(gpu, room),
+            _ => Vec::new(),
+        };
+        reduce::squares(gpu, &of_room, &gradients.rows(i..i + 1));
     }
-    let out = squares.rows(TEMPERATURE..TEMPERATURE + 1);
-    match &learner.temperature {
-        Some(t) if pi0 => reduce::squares(gpu, std::slice::from_ref(&t.grad), &out),
-        _ => fill::zero(gpu, &out),
-    }
-    learner.control.decide(gpu, &squares, &learner.clip_limits);
+    let of_temperature = learner.temperature.iter().filter(|_| pi0).map(|t| t.grad.clone());
+    let out = gradients.rows(Room::ALL.len()..Room::ALL.len() + 1);
+    reduce::squares(gpu, &of_temperature.collect::<Vec<_>>(), &out);
+    learner.control.decide(gpu, &gradients, &learner.clip_limits);
     gpu.copy(&learner.control.skipped(), &metrics.slot(Slot::Skipped));
 
     let t = step + 1;
@@ -76,6 +74,21 @@ pub fn update(learner: &Learner, metrics: &Metrics, step: u64, rates: Rates) {
     }
     if let Some(temperature) = &learner.temperature {
         gpu.copy(&temperature.log_alpha, &metrics.slot(Slot::LogAlpha));
+    }
+}
+
+/// Measures the weights of each room, for a step whose numbers will be shown.
+pub fn weight_norms(learner: &Learner, metrics: &Metrics) {
+    let gpu = &learner.gpu;
+    gpu.phase(&[("metrics", 1.0)]);
+    let out = metrics.weights();
+    for (i, room) in Room::ALL.into_iter().enumerate() {
+        let group = if room == Room::Critic {
+            &learner.critic
+        } else {
+            &learner.pi0
+        };
+        reduce::squares(gpu, &group.weights.room(gpu, room), &out.rows(i..i + 1));
     }
 }
 

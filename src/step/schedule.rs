@@ -236,8 +236,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     drop(tape);
     let mean = 1.0 / totals.samples as f32;
     add_to(Slot::CriticLoss, &td_loss, None, mean);
-    add_to(Slot::Q, &q.view([e * b]), None, mean / e as f32);
-    add_to(Slot::Target, &target, None, mean);
+    metrics.keep(gpu, &q, &target);
 
     // ---- Actor: rate the candidates, choose, and find dQ/da of the chosen ones.
     let (candidate_q, value) = (gpu.f32([e, n * actors]), gpu.f32([n * actors]));
@@ -361,6 +360,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
                 Some(&dv),
             );
             add_to(Slot::BcLoss, &error, Some(&weight), 1.0);
+            flow::joint_errors(gpu, &velocity, &bc_noise, &bc_actions, &weight, &metrics.joints());
         }
         let block = k * actors;
         match &daction {

@@ -63,8 +63,7 @@ impl Collator {
             let key = key(Stream::Candidate).fold(sample as u64);
             self.candidate_noise(key, candidate, out);
         }
-        // Beta(1.5, 1) has the distribution function t^1.5.
-        let time = |&s: &usize| TIME_MIN + TIME_SPAN * libm::pow(key(Stream::BcTime).uniform(s as u64), 2.0 / 3.0);
+        let time = |&s: &usize| flow_time(key(Stream::BcTime).uniform(s as u64));
         MicroBatch {
             current: self.observations(step, batch, samples, Moment::Current),
             next: self.observations(step, batch, samples, Moment::Next),
@@ -165,6 +164,12 @@ impl Collator {
         };
         plain.observations(0, batch, &(0..batch.len()).collect::<Vec<_>>(), Moment::Current)
     }
+}
+
+/// A time of the flow matching loss from a uniform number.
+pub fn flow_time(uniform: f64) -> f64 {
+    // Beta(1.5, 1) has the distribution function t^1.5.
+    TIME_MIN + TIME_SPAN * libm::pow(uniform, 2.0 / 3.0)
 }
 
 /// Before or after the chunk.

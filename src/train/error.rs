@@ -18,8 +18,8 @@ pub enum TrainError {
     Data(#[from] DataError),
     #[error(transparent)]
     Device(#[from] GpuError),
-    #[error("at step {step}: {source}")]
-    Step { step: u64, source: GpuError },
+    #[error("around step {step}, {source}; the newest checkpoint is {kept}: go on from it with --resume")]
+    Step { step: u64, source: GpuError, kept: String },
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(
@@ -32,15 +32,22 @@ pub enum TrainError {
     #[error("cannot write `{path}`: {source}; check its permissions and the free space of the disk")]
     Write { path: PathBuf, source: std::io::Error },
     #[error(
-        "{count} steps in a row (up to step {step}) gave gradients that are not finite ({group}) and changed nothing; the \
-         newest checkpoint is {kept}: go on from it or an earlier one with a lower learning rate, or look at the data"
+        "{count} steps in a row (up to step {step}) gave gradients {part} that are not finite and changed nothing: \
+         {diagnosis}; the newest checkpoint is {kept}: go on from it or an earlier one with a lower learning rate, or look \
+         at the data{dump}"
     )]
     NotFinite {
         step: u64,
-        count: u64,
-        group: &'static str,
+        count: u32,
+        part: &'static str,
+        /// Where numbers stopped being finite.
+        diagnosis: String,
+        /// How to do it again, if it could be kept.
+        dump: String,
         kept: String,
     },
+    #[error("`{path}` is not a dump of a step: {why}; give one that a run has left in its folder `dumps`")]
+    Dump { path: PathBuf, why: String },
 }
 
 impl TrainError {
@@ -51,7 +58,7 @@ impl TrainError {
             TrainError::Config(_) | TrainError::Exists { .. } | TrainError::Mismatch(_) => 2,
             TrainError::Data(_) => 3,
             TrainError::Device(_) | TrainError::Step { .. } => 4,
-            TrainError::Checkpoint(_) | TrainError::Write { .. } => 5,
+            TrainError::Checkpoint(_) | TrainError::Write { .. } | TrainError::Dump { .. } => 5,
         }
     }
 }

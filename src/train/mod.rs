@@ -6,19 +6,27 @@
 //! | [`recipe`] | what the configuration means for the step |
 //! | [`feed`], [`collate`] | batches on their way to the device, with every random number |
 //! | [`run()`] | preparation, then the loop in `steps` |
-//! | [`metrics`] | numbers averaged over an interval, `metrics.jsonl` |
+//! | [`interval`], [`row`] | numbers averaged over an interval, and what a row of them holds |
+//! | [`metrics`] | `metrics.jsonl` |
+//! | [`guard`] | what the numbers say against going on |
+//! | [`diagnose`], [`dump`] | a step that was not finite, done again, and kept for a closer look |
 //! | [`eval`] | the policy on held-out episodes |
 //! | [`snapshot`] | the learner in and out of checkpoints |
 //! | [`plan`] | what a step costs, without a device |
 //! | [`signals`] | Ctrl-C and `kill` |
 
 pub mod collate;
+pub mod diagnose;
+pub mod dump;
 mod error;
 pub mod eval;
 pub mod feed;
+pub mod guard;
+pub mod interval;
 pub mod metrics;
 pub mod plan;
 pub mod recipe;
+pub mod row;
 mod run;
 pub mod setup;
 pub mod signals;

@@ -60,7 +60,7 @@ const OPTIMIZER: &str = "optimizer";
 pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
     let gpu = Gpu::null(caps);
     let learner = setup::learner(&gpu, config)?;
-    let metrics = Metrics::new(&gpu);
+    let metrics = Metrics::new(&learner, config.batch_size);
     gpu.take_record();
     let (batch, micro) = (config.batch_size, config.micro_batch());
     let tokens = prompt_tokens.min(learner.dims.max_token_len);

@@ -41,8 +41,8 @@ pub struct Options {
     pub memory_fraction: f64,
     /// Do everything up to and including the first step, and write nothing.
     pub dry_run: bool,
-    /// Wait for the device after every step, so that an error names the step it happened in.
-    pub sync_every_step: bool,
+    /// Look at what every launch writes and wait for the device after each step, so that errors name where they happened.
+    pub watch: bool,
     /// When the program started, for the time to the first step.
     pub started: Instant,
 }

@@ -9,7 +9,7 @@ use super::feed::Feed;
 use super::recipe;
 use crate::config::Config;
 use crate::data::{
-    self, BatchBuilder, Dataset, EpisodeSplit, Loader, NormStats, PromptTokenizer, Sampler, StartFrames,
+    self, BatchBuilder, ChunkBatch, Dataset, EpisodeSplit, Loader, NormStats, PromptTokenizer, Sampler, StartFrames,
 };
 use crate::gpu::Gpu;
 use crate::step::Learner;
@@ -63,6 +63,14 @@ impl Source {
             held_out,
             episodes,
         })
+    }
+
+    /// The batch of step `step` (from 0), as training sees it.
+    ///
+    /// # Errors
+    /// Images that cannot be read.
+    pub fn batch(&self, config: &Config, step: u64) -> Result<ChunkBatch> {
+        Ok(self.builder.build(&self.sampler.draw(step, config.batch_size))?)
     }
 
     /// The rations of steps `start..end`.

@@ -5,21 +5,28 @@ use std::time::{Duration, Instant};
 
 use super::collate::Collator;
 use super::error::{Result, TrainError};
+use super::eval::Evaluation;
 use super::feed::Feed;
-use super::metrics::{Evaluation, Fed, Interval, Log, Pending, Queue};
+use super::guard::{Guard, Verdict};
+use super::interval::{Fed, Interval, Pending, Queue, Surroundings};
+use super::metrics::Log;
 use super::run::{Finish, Observer, Options};
 use super::setup::{self, Source};
 use super::signals::Stop;
 use super::snapshot::{self, Identity};
-use super::{eval, recipe};
+use super::{diagnose, dump, eval, recipe};
 use crate::data::{ChunkBatch, DataError};
+use crate::ops::roofline;
+use crate::ops::watch::Watch;
 use crate::step::metrics::{Metrics, Slot, Values};
+use crate::step::optimizer::PATIENCE;
 use crate::step::{Learner, optimizer, schedule};
 
 /// Steps that may run ahead of the numbers that came back.
 const IN_FLIGHT: usize = 4;
-/// Consecutive steps without finite gradients that end a run.
-const PATIENCE: u64 = 3;
+
+/// Side of the product that peak arithmetic is measured with: near the step's own (about 6000 rows), in little memory.
+const PEAK_SIDE: usize = 4096;
 
 /// A run under way.
 pub(super) struct Run<'a> {
@@ -35,9 +42,12 @@ pub(super) struct Run<'a> {
     observer: &'a mut dyn Observer,
     interval: Interval,
     queue: Queue,
-    /// Consecutive steps whose gradients were not finite.
-    bad: u64,
+    /// What a product reaches here, in operations a second.
+    peak_flops: Option<f64>,
+    guard: Guard,
     skipped: u64,
+    /// Steps issued, this program's and those before it.
+    issued: u64,
     /// Launches of the steps.
     launches: u64,
     /// Time spent evaluating and saving.
@@ -65,8 +75,10 @@ impl<'a> Run<'a> {
             held_out: Vec::new(),
             interval: Interval::new(config.batch_size, learner.temperature.is_some()),
             queue: Queue::new(),
-            bad: 0,
+            peak_flops: None,
+            guard: Guard::new(config.acrlpd.discount.powi(config.model.action_horizon as i32)),
             skipped: 0,
+            issued: 0,
             launches: 0,
             paused: Duration::ZERO,
             first_step: None,
@@ -83,11 +95,26 @@ impl<'a> Run<'a> {
 
     /// Steps `first..end`, or until a signal.
     pub(super) fn steps(mut self, first: u64, end: u64, stop: &Stop) -> Result<Finish> {
+        self.drive(first, end, stop).map_err(|error| match error {
+            TrainError::Device(source) => TrainError::Step {
+                step: self.issued,
+                source,
+                kept: self.newest(),
+            },
+            other => other,
+        })
+    }
+
+    fn drive(&mut self, first: u64, end: u64, stop: &Stop) -> Result<Finish> {
         let (config, learner) = (&self.options.config, self.learner);
         let gpu = &learner.gpu;
-        let metrics = Metrics::new(gpu);
+        let metrics = Metrics::new(learner, config.batch_size);
+        if !gpu.caps().software && !self.options.dry_run {
+            self.peak_flops = Some(roofline::product_rate(gpu, learner.config.dtype, PEAK_SIDE)?);
+        }
         let began = Instant::now();
         let (mut done, mut signal) = (first, None);
+        self.issued = first;
         gpu.take_record();
         while done < end && signal.is_none() {
             let ration = self.feed.next().ok_or_else(|| DataError::Worker {
@@ -96,20 +123,30 @@ impl<'a> Run<'a> {
             })??;
             let update_pi0 = learner.config.updates_pi0(done);
             metrics.clear(gpu);
+            let watch = self.options.watch.then(|| Watch::begin(gpu));
             for part in &ration.parts {
                 schedule::micro_batch(learner, &metrics, part, update_pi0);
             }
             let rates = recipe::rates(config, done);
             optimizer::update(learner, &metrics, done, rates);
             done += 1;
+            self.issued = done;
+            if let Some(finding) = watch.map(Watch::finish).transpose()?.flatten() {
+                tracing::warn!("step {done}: {finding}");
+            }
+            if self.row_due(done, end) {
+                optimizer::weight_norms(learner, &metrics);
+            }
+            let work = gpu.take_record().total();
+            self.launches += work.launches;
             let at = began.elapsed().saturating_sub(self.paused);
             self.queue.push_back(Pending {
-                step: Fed::new(done, at, update_pi0, rates, &ration),
+                step: Fed::new(done, at, update_pi0, rates, &ration, work.flops),
                 read: metrics.read_later(gpu),
             });
             gpu.check()?;
-            if self.options.sync_every_step {
-                gpu.sync().map_err(|source| TrainError::Step { step: done, source })?;
+            if self.options.watch {
+                gpu.sync()?;
             }
             self.collect(if self.first_step.is_none() { 0 } else { IN_FLIGHT }, end)?;
             self.observer.step(done);
@@ -118,7 +155,6 @@ impl<'a> Run<'a> {
             let last = done == end || signal.is_some();
             if self.eval_due(done) {
                 self.collect(0, end)?;
-                self.launches += gpu.take_record().total().launches;
                 let pause = Instant::now();
                 let evaluation = self.evaluate()?;
                 self.emit(evaluation);
@@ -132,7 +168,6 @@ impl<'a> Run<'a> {
                 self.paused += pause.elapsed();
             }
         }
-        self.launches += gpu.take_record().total().launches;
         self.collect(0, end)?;
         self.emit(None);
         let memory = gpu.memory()?;
@@ -145,8 +180,8 @@ impl<'a> Run<'a> {
             launches_per_step: self.launches as f64 / (done - first).max(1) as f64,
             peak_bytes: memory.peak(),
             skipped: self.skipped,
-            checkpoint: self.kept,
-            metrics: self.log.map(|log| log.path().to_owned()),
+            checkpoint: self.kept.clone(),
+            metrics: self.log.as_ref().map(|log| log.path().to_owned()),
             signal,
         })
     }
@@ -162,13 +197,12 @@ impl<'a> Run<'a> {
                 }
                 None => oldest.read.wait()?,
             };
-            let (step, values) = (oldest.step, Values(values));
+            let step = oldest.step;
             self.first_step.get_or_insert_with(|| self.options.started.elapsed());
             self.interval.add(&step, &values);
             self.skipped = values.get(Slot::Skipped) as u64;
-            self.guard(step.done, &values)?;
-            let due = step.done.is_multiple_of(self.options.config.log_interval) || step.done == end;
-            if due && !self.eval_due(step.done) {
+            self.guard(&step, &values)?;
+            if self.row_due(step.done, end) && !self.eval_due(step.done) {
                 self.emit(None);
             }
         }
@@ -176,30 +210,58 @@ impl<'a> Run<'a> {
     }
 
     /// Ends the run when nothing is learned any more.
-    fn guard(&mut self, step: u64, values: &Values) -> Result<()> {
-        let bad = |slot: Slot| values.get(slot) != 0.0;
-        let group = match (bad(Slot::Pi0Bad), bad(Slot::CriticBad), bad(Slot::TemperatureBad)) {
-            (false, false, false) => {
-                self.bad = 0;
+    fn guard(&mut self, step: &Fed, values: &Values) -> Result<()> {
+        let verdict = self.guard.step(step.done, values, step.reward_peak);
+        let (part, first) = match verdict {
+            Verdict::Fine => return Ok(()),
+            Verdict::Skipped(part) => {
+                tracing::warn!("step {} was skipped: the gradients {part} are not finite", step.done);
                 return Ok(());
             }
-            (true, true, _) => "of π₀ and of the critics",
-            (true, ..) => "of π₀",
-            (_, true, _) => "of the critics",
-            _ => "of the temperature",
+            Verdict::Over { part, first } => (part, first),
         };
-        self.bad += 1;
-        tracing::warn!("step {step} was skipped: the gradients {group} are not finite");
-        if self.bad < PATIENCE {
-            return Ok(());
-        }
-        let kept = self.kept.as_ref();
+        // The device applies nothing any more: what failed first can be done again.
+        let batch = self.source.batch(&self.options.config, first - 1)?;
+        let diagnosis = diagnose::diagnose(self.learner, &self.collator, first - 1, &batch)?;
+        let dump = match self.options.dry_run {
+            true => None,
+            false => match dump::write(self.learner, &self.identity(), first - 1, &batch, &diagnosis) {
+                Ok(path) => Some(path),
+                Err(error) => {
+                    tracing::warn!("the step could not be kept for a closer look: {error}");
+                    None
+                }
+            },
+        };
         Err(TrainError::NotFinite {
-            step,
-            count: self.bad,
-            group,
-            kept: kept.map_or("none yet".into(), |folder| folder.display().to_string()),
+            step: step.done,
+            count: PATIENCE,
+            part,
+            diagnosis: diagnosis.to_string(),
+            dump: dump.map_or(String::new(), |path| {
+                format!("; `acrlpd verify {}` does the step again", path.display())
+            }),
+            kept: self.newest(),
         })
+    }
+
+    /// The newest checkpoint, in words.
+    fn newest(&self) -> String {
+        self.kept
+            .as_ref()
+            .map_or("none yet".into(), |folder| folder.display().to_string())
+    }
+
+    fn identity(&self) -> Identity<'a> {
+        Identity {
+            dir: self.dir,
+            config: &self.options.config,
+            stats: &self.source.stats,
+        }
+    }
+
+    fn row_due(&self, done: u64, end: u64) -> bool {
+        done.is_multiple_of(self.options.config.log_interval) || done == end
     }
 
     fn eval_due(&self, done: u64) -> bool {
@@ -221,19 +283,30 @@ impl<'a> Run<'a> {
                 self.held_out.push(self.source.builder.build(frames)?);
             }
         }
-        let mut sum = Evaluation::default();
+        let mut scores = Vec::new();
         for batch in &self.held_out {
-            sum.add(&eval::evaluate(self.learner, &self.collator, batch)?);
+            scores.extend(eval::scores(self.learner, &self.collator, &self.source.builder, batch)?);
         }
-        Ok(Some(sum.mean()))
+        Ok(Evaluation::of(&scores))
     }
 
     /// Closes the interval with a row.
     fn emit(&mut self, evaluation: Option<Evaluation>) {
-        let Some(mut row) = self.interval.finish(self.feed.stall().as_secs_f64()) else {
+        let gpu = &self.learner.gpu;
+        let (states, scratch) = (gpu.states().usage(), gpu.scratch().usage());
+        let around = Surroundings {
+            waited_s: self.feed.stall().as_secs_f64(),
+            peak_flops: self.peak_flops,
+            memory_bytes: states.used + scratch.used,
+            peak_memory_bytes: states.peak + scratch.peak,
+        };
+        let Some(mut row) = self.interval.finish(&around) else {
             return;
         };
         row.eval = evaluation;
+        for worry in self.guard.row(&row) {
+            tracing::warn!("{worry}");
+        }
         if let Some(log) = &mut self.log {
             log.write(&row);
         }
@@ -242,12 +315,7 @@ impl<'a> Run<'a> {
 
     fn save(&mut self, done: u64) -> Result<()> {
         let began = Instant::now();
-        let identity = Identity {
-            dir: self.dir,
-            config: &self.options.config,
-            stats: &self.source.stats,
-        };
-        let folder = snapshot::save(self.learner, &identity, done)?;
+        let folder = snapshot::save(self.learner, &self.identity(), done)?;
         self.observer.saved(&folder, began.elapsed());
         self.kept = Some(folder);
         Ok(())

@@ -117,7 +117,7 @@ struct Evaluation {
 fn evaluate(c: &Case<'_>, batch: &MicroBatch, config: StepConfig) -> Result<Evaluation> {
     let learner = c.group.learner(c.gpu, config)?;
     c.group.stored_targets(&learner)?;
-    let metrics = Metrics::new(c.gpu);
+    let metrics = Metrics::new(&learner, c.group.batch);
     let outcome = micro_batch(&learner, &metrics, batch, true);
     let values = metrics.read(c.gpu)?;
     Ok(Evaluation {

@@ -4,7 +4,7 @@ use super::Result;
 use super::compare::Kind;
 use super::inputs;
 use super::training::Case;
-use crate::model::params::ParamStore;
+use crate::model::params::{ParamStore, Room};
 use crate::ops::lr_schedule::warmup_cosine;
 use crate::step::config::StepConfig;
 use crate::step::metrics::{Metrics, Slot};
@@ -25,7 +25,7 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
         ..c.group.config()?
     };
     let learner = c.group.learner(c.gpu, config)?;
-    let metrics = Metrics::new(c.gpu);
+    let metrics = Metrics::new(&learner, c.group.batch);
     let (warmup, decay) = (
         c.group.hyper("warmup_steps")? as u64,
         c.group.hyper("decay_steps")? as u64,
@@ -68,8 +68,8 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
             c.check_number(&format!("/training/log/{step}/{name}"), &how, Kind::Forward, got);
         }
         let norms = [
-            ("pi0_grad_norm", values.pi0_norm()),
-            ("critic_grad_norm", values.critic_norm()),
+            ("pi0_grad_norm", values.gradient_norm(&Room::PI0) as f32),
+            ("critic_grad_norm", values.gradient_norm(&[Room::Critic]) as f32),
         ];
         for (name, got) in norms {
             c.check_number(

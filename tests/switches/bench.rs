@@ -77,7 +77,7 @@ impl Bench {
 
     pub fn evaluate_on(&self, config: StepConfig, batches: &[MicroBatch], update_pi0: bool) -> Evaluation {
         let learner = self.learner(config);
-        let metrics = Metrics::new(&self.gpu);
+        let metrics = Metrics::new(&learner, self.group.batch);
         let mut outcome = None;
         for batch in batches {
             outcome = Some(micro_batch(&learner, &metrics, batch, update_pi0));

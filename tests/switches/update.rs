@@ -139,7 +139,7 @@ fn pi0_waits_for_its_turn() {
     let before = bench.state(&e.learner);
     e.metrics.clear(&bench.gpu);
     micro_batch(&e.learner, &e.metrics, &bench.batches(1)[0], config.updates_pi0(1));
-    assert_eq!(e.update(1).pi0_norm(), 0.0);
+    assert_eq!(e.update(1).gradient_norm(&Room::PI0), 0.0);
     let after = bench.state(&e.learner);
     let of = |part: &str, all: &Named| -> Named {
         let named = all.iter().filter(|(name, _)| name.starts_with(part));

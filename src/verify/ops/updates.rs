@@ -33,7 +33,7 @@ pub(super) fn adamw_case(c: &mut Case<'_>) -> Result<()> {
     let n = grads.dim(1);
     let state = |from: Vec<f32>| c.gpu.upload_f32(&from, [n]);
     let (p, m, v) = (state(c.host("in/p")?), state(vec![0.0; n]), state(vec![0.0; n]));
-    let control = Control::new(c.gpu, 1);
+    let control = Control::new(c.gpu, &[1], u32::MAX);
     // No clipping: an infinite limit.
     let limits = c.gpu.upload_f32(&[f32::INFINITY], [1]);
     let (mut ps, mut ms, mut vs) = (Vec::new(), Vec::new(), Vec::new());
@@ -90,7 +90,7 @@ pub(super) fn clip_case(c: &mut Case<'_>) -> Result<()> {
     let squares = c.gpu.f32([1, 2]);
     let flat = |t: &Tensor| t.view([t.len()]);
     reduce::squares(c.gpu, &[flat(&a), flat(&b)], &squares);
-    let control = Control::new(c.gpu, 1);
+    let control = Control::new(c.gpu, &[1], u32::MAX);
     control.decide(c.gpu, &squares, &c.gpu.upload_f32(&[limit], [1]));
     for (name, t) in [("a", &a), ("b", &b)] {
         adamw::clip(c.gpu, t, &control, 0);

@@ -1,0 +1,230 @@
+//! A step that was not finite, on disk: everything it takes to do it again elsewhere.
+//!
+//! `dumps/STEP.json` says what was found, `dumps/STEP.batch.safetensors` is the batch as the dataset gave it, and
+//! `dumps/STEP/` is a checkpoint of the weights the step failed with. Noise follows from the seed and the step.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors, View};
+use serde::{Deserialize, Serialize};
+
+use super::diagnose::{self, Diagnosis};
+use super::error::{Result, TrainError};
+use super::setup;
+use super::snapshot::{self, Identity};
+use crate::checkpoint::{self, state};
+use crate::config::Config;
+use crate::data::{CameraBatch, ChunkBatch};
+use crate::gpu::Gpu;
+use crate::step::Learner;
+
+/// Folder of a run's dumps.
+pub const DUMPS: &str = "dumps";
+
+/// `STEP.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    pub dump: Content,
+}
+
+/// What a dump is of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Content {
+    /// The step, from 0.
+    pub step: u64,
+    /// Names of the model's cameras, in the order of the batch.
+    pub cameras: Vec<String>,
+    /// What doing it again showed on the device it failed on.
+    pub diagnosis: Diagnosis,
+}
+
+/// The group in `path` without extension, if it is a dump.
+pub fn is_dump(group: &Path) -> bool {
+    description(group).is_ok()
+}
+
+fn beside(group: &Path, extension: &str) -> PathBuf {
+    let name = group
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    group.with_file_name(format!("{name}.{extension}"))
+}
+
+fn description(group: &Path) -> Result<Content> {
+    let path = beside(group, "json");
+    let wrong = |why: String| TrainError::Dump {
+        path: path.clone(),
+        why,
+    };
+    let text = std::fs::read_to_string(&path).map_err(|e| wrong(e.to_string()))?;
+    let description: Description = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    Ok(description.dump)
+}
+
+/// Writes the dump of step `step` into the run's folder; returns the path that `verify` takes.
+///
+/// # Errors
+/// A disk that cannot be written, and a device that failed.
+pub fn write(
+    learner: &Learner,
+    identity: &Identity<'_>,
+    step: u64,
+    batch: &ChunkBatch,
+    diagnosis: &Diagnosis,
+) -> Result<PathBuf> {
+    let dir = identity.dir.join(DUMPS);
+    let identity = Identity { dir: &dir, ..*identity };
+    let group = snapshot::save(learner, &identity, step)?;
+    let content = Content {
+        step,
+        cameras: batch.images.iter().map(|c| c.name.clone()).collect(),
+        diagnosis: diagnosis.clone(),
+    };
+    let path = beside(&group, "batch.safetensors");
+    let tensors = tensors(batch, learner);
+    safetensors::serialize_to_file(tensors, None, &path).map_err(|e| TrainError::Dump {
+        path: path.clone(),
+        why: e.to_string(),
+    })?;
+    let path = beside(&group, "json");
+    let text = serde_json::to_string_pretty(&Description { dump: content }).unwrap_or_default();
+    std::fs::write(&path, text).map_err(|source| TrainError::Write { path, source })?;
+    Ok(group)
+}
+
+/// Does the step of a dump again on `gpu`.
+///
+/// # Errors
+/// Files that are missing or broken, and a device that failed.
+pub fn replay(gpu: &Gpu, group: &Path) -> Result<(Content, Diagnosis)> {
+    let content = description(group)?;
+    let saved = checkpoint::open(group)?;
+    let config = Config::parse(&saved.config()?, group.join(state::CONFIG))?;
+    let learner = setup::learner(gpu, &config)?;
+    snapshot::restore(&learner, &saved)?;
+    let batch = read_batch(&beside(group, "batch.safetensors"), &content.cameras)?;
+    let diagnosis = diagnose::diagnose(&learner, &setup::collator(&config), content.step, &batch)?;
+    Ok((content, diagnosis))
+}
+
+/// A tensor on its way to a file.
+struct Bytes<'a> {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Cow<'a, [u8]>,
+}
+
+impl View for Bytes<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.data)
+    }
+
+    fn data_len(&self) -> usize {
+        self.data.len()
+    }
+}
+
+fn tensors<'a>(batch: &'a ChunkBatch, learner: &Learner) -> Vec<(String, Bytes<'a>)> {
+    let b = batch.len();
+    let (h, a, l) = (
+        learner.dims.action_horizon,
+        learner.dims.action_dim,
+        learner.dims.max_token_len,
+    );
+    let s = learner.dims.image_size;
+    let of = |name: &str, dtype, shape: &[usize], data: Cow<'a, [u8]>| {
+        let shape = shape.to_vec();
+        (name.to_owned(), Bytes { dtype, shape, data })
+    };
+    fn plain<T: bytemuck::NoUninit>(values: &[T]) -> Cow<'_, [u8]> {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    }
+    let flags = |values: &[bool]| Cow::Owned(values.iter().map(|v| u8::from(*v)).collect());
+    let mut all = vec![
+        of("state", Dtype::F32, &[b, a], plain(&batch.state)),
+        of("next_state", Dtype::F32, &[b, a], plain(&batch.next_state)),
+        of("tokens", Dtype::I32, &[b, l], plain(&batch.tokens)),
+        of("token_mask", Dtype::BOOL, &[b, l], flags(&batch.token_mask)),
+        of("next_tokens", Dtype::I32, &[b, l], plain(&batch.next_tokens)),
+        of("next_token_mask", Dtype::BOOL, &[b, l], flags(&batch.next_token_mask)),
+        of("actions", Dtype::F32, &[b, h, a], plain(&batch.actions)),
+        of("action_valid", Dtype::BOOL, &[b, h], flags(&batch.action_valid)),
+        of("rewards", Dtype::F32, &[b, h], plain(&batch.rewards)),
+        of("reward", Dtype::F32, &[b], plain(&batch.reward)),
+        of("discount", Dtype::F32, &[b], plain(&batch.discount)),
+        of("mask", Dtype::F32, &[b], plain(&batch.mask)),
+        of("chunk_valid", Dtype::F32, &[b], plain(&batch.chunk_valid)),
+        of("is_positive", Dtype::BOOL, &[b], flags(&batch.is_positive)),
+        of("episode_index", Dtype::I64, &[b], plain(&batch.episode_index)),
+        of("frame_index", Dtype::I64, &[b], plain(&batch.frame_index)),
+        of("index", Dtype::I64, &[b], plain(&batch.index)),
+    ];
+    for camera in &batch.images {
+        let name = |part: &str| format!("{}/{part}", camera.name);
+        all.push(of(&name("current"), Dtype::U8, &[b, s, s, 3], plain(&camera.current)));
+        all.push(of(&name("next"), Dtype::U8, &[b, s, s, 3], plain(&camera.next)));
+        all.push(of(
+            &name("current_mask"),
+            Dtype::BOOL,
+            &[b],
+            flags(&camera.current_mask),
+        ));
+        all.push(of(&name("next_mask"), Dtype::BOOL, &[b], flags(&camera.next_mask)));
+    }
+    all
+}
+
+fn read_batch(path: &Path, cameras: &[String]) -> Result<ChunkBatch> {
+    let wrong = |why: String| TrainError::Dump {
+        path: path.to_owned(),
+        why,
+    };
+    let bytes = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
+    let tensor = |name: &str| -> Result<&[u8]> { Ok(file.tensor(name).map_err(|e| wrong(e.to_string()))?.data()) };
+    let flags = |name: &str| -> Result<Vec<bool>> { Ok(tensor(name)?.iter().map(|v| *v != 0).collect()) };
+    let f32s = |name: &str| -> Result<Vec<f32>> { Ok(bytemuck::pod_collect_to_vec(tensor(name)?)) };
+    let i32s = |name: &str| -> Result<Vec<i32>> { Ok(bytemuck::pod_collect_to_vec(tensor(name)?)) };
+    let i64s = |name: &str| -> Result<Vec<i64>> { Ok(bytemuck::pod_collect_to_vec(tensor(name)?)) };
+    let camera = |name: &String| {
+        Ok(CameraBatch {
+            name: name.clone(),
+            current: tensor(&format!("{name}/current"))?.to_vec(),
+            next: tensor(&format!("{name}/next"))?.to_vec(),
+            current_mask: flags(&format!("{name}/current_mask"))?,
+            next_mask: flags(&format!("{name}/next_mask"))?,
+        })
+    };
+    Ok(ChunkBatch {
+        images: cameras.iter().map(camera).collect::<Result<_>>()?,
+        state: f32s("state")?,
+        next_state: f32s("next_state")?,
+        tokens: i32s("tokens")?,
+        token_mask: flags("token_mask")?,
+        next_tokens: i32s("next_tokens")?,
+        next_token_mask: flags("next_token_mask")?,
+        actions: f32s("actions")?,
+        action_valid: flags("action_valid")?,
+        rewards: f32s("rewards")?,
+        reward: f32s("reward")?,
+        discount: f32s("discount")?,
+        mask: f32s("mask")?,
+        chunk_valid: f32s("chunk_valid")?,
+        is_positive: flags("is_positive")?,
+        episode_index: i64s("episode_index")?,
+        frame_index: i64s("frame_index")?,
+        index: i64s("index")?,
+    })
+}
