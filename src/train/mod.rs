@@ -9,6 +9,8 @@
 //! | [`metrics`] | numbers averaged over an interval, `metrics.jsonl` |
 //! | [`eval`] | the policy on held-out episodes |
 //! | [`snapshot`] | the learner in and out of checkpoints |
+//! | `saver` | when checkpoints are saved, and what a full disk means |
+//! | `lock` | one trainer in a run's folder |
 //! | [`plan`] | what a step costs, without a device |
 //! | [`signals`] | Ctrl-C and `kill` |
 
@@ -16,10 +18,12 @@ pub mod collate;
 mod error;
 pub mod eval;
 pub mod feed;
+mod lock;
 pub mod metrics;
 pub mod plan;
 pub mod recipe;
 mod run;
+mod saver;
 pub mod setup;
 pub mod signals;
 pub mod snapshot;

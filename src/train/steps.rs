@@ -1,6 +1,6 @@
 //! The loop of a run: feed, step, collect numbers, evaluate, save.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::collate::Collator;
@@ -8,10 +8,12 @@ use super::error::{Result, TrainError};
 use super::feed::Feed;
 use super::metrics::{Evaluation, Fed, Interval, Log, Pending, Queue};
 use super::run::{Finish, Observer, Options};
+use super::saver::{Saver, shown};
 use super::setup::{self, Source};
 use super::signals::Stop;
-use super::snapshot::{self, Identity};
+use super::snapshot::Identity;
 use super::{eval, recipe};
+use crate::checkpoint::Saved;
 use crate::data::{ChunkBatch, DataError};
 use crate::step::metrics::{Metrics, Slot, Values};
 use crate::step::{Learner, optimizer, schedule};
@@ -25,7 +27,6 @@ const PATIENCE: u64 = 3;
 pub(super) struct Run<'a> {
     options: &'a Options,
     source: &'a Source,
-    dir: &'a Path,
     learner: &'a Learner,
     feed: Feed,
     collator: Collator,
@@ -38,13 +39,14 @@ pub(super) struct Run<'a> {
     /// Consecutive steps whose gradients were not finite.
     bad: u64,
     skipped: u64,
+    /// Those before this program.
+    skipped_before: u64,
     /// Launches of the steps.
     launches: u64,
-    /// Time spent evaluating and saving.
+    /// Time spent evaluating and handing over checkpoints.
     paused: Duration,
     first_step: Option<Duration>,
-    /// Newest checkpoint.
-    kept: Option<PathBuf>,
+    saver: Saver<'a>,
 }
 
 impl<'a> Run<'a> {
@@ -56,11 +58,15 @@ impl<'a> Run<'a> {
         learner: &'a Learner,
         feed: Feed,
         log: Option<Log>,
-        kept: Option<PathBuf>,
+        saved: Option<&Saved>,
         observer: &'a mut dyn Observer,
     ) -> Run<'a> {
         let config = &options.config;
+        let stats = &source.stats;
+        let kept = saved.map(|saved| saved.folder().to_owned());
         Run {
+            saver: Saver::new(learner, Identity { dir, config, stats }, kept),
+            skipped_before: saved.map_or(0, |saved| saved.state().skipped),
             collator: setup::collator(config),
             held_out: Vec::new(),
             interval: Interval::new(config.batch_size, learner.temperature.is_some()),
@@ -72,11 +78,9 @@ impl<'a> Run<'a> {
             first_step: None,
             options,
             source,
-            dir,
             learner,
             feed,
             log,
-            kept,
             observer,
         }
     }
@@ -125,17 +129,22 @@ impl<'a> Run<'a> {
                 self.paused += pause.elapsed();
                 gpu.take_record();
             }
-            if !self.options.dry_run && (last || done.is_multiple_of(config.save_interval)) {
+            if !self.options.dry_run && (self.saver.due(done, self.observer) || last) {
                 self.collect(0, end)?;
                 let pause = Instant::now();
                 self.save(done)?;
                 self.paused += pause.elapsed();
+                tracing::debug!(
+                    "step {done}: handed over in {:.0} ms",
+                    1e3 * pause.elapsed().as_secs_f64()
+                );
             }
         }
         self.launches += gpu.take_record().total().launches;
         self.collect(0, end)?;
         self.emit(None);
         let memory = gpu.memory()?;
+        let checkpoint = self.saver.finish(self.observer)?;
         Ok(Finish {
             first,
             end: done,
@@ -145,7 +154,7 @@ impl<'a> Run<'a> {
             launches_per_step: self.launches as f64 / (done - first).max(1) as f64,
             peak_bytes: memory.peak(),
             skipped: self.skipped,
-            checkpoint: self.kept,
+            checkpoint,
             metrics: self.log.map(|log| log.path().to_owned()),
             signal,
         })
@@ -193,12 +202,12 @@ impl<'a> Run<'a> {
         if self.bad < PATIENCE {
             return Ok(());
         }
-        let kept = self.kept.as_ref();
+        let kept = self.saver.newest(step, self.observer);
         Err(TrainError::NotFinite {
             step,
             count: self.bad,
             group,
-            kept: kept.map_or("none yet".into(), |folder| folder.display().to_string()),
+            kept: shown(&kept),
         })
     }
 
@@ -234,22 +243,20 @@ impl<'a> Run<'a> {
             return;
         };
         row.eval = evaluation;
+        row.skipped += self.skipped_before;
         if let Some(log) = &mut self.log {
             log.write(&row);
         }
         self.observer.row(&row);
     }
 
+    /// Starts saving. The interval ends here, so that a run that goes on from this checkpoint has the same rows.
     fn save(&mut self, done: u64) -> Result<()> {
-        let began = Instant::now();
-        let identity = Identity {
-            dir: self.dir,
-            config: &self.options.config,
-            stats: &self.source.stats,
-        };
-        let folder = snapshot::save(self.learner, &identity, done)?;
-        self.observer.saved(&folder, began.elapsed());
-        self.kept = Some(folder);
-        Ok(())
+        self.emit(None);
+        if let Some(log) = &self.log {
+            log.sync();
+        }
+        self.saver
+            .start(done, self.skipped_before + self.skipped, self.observer)
     }
 }
