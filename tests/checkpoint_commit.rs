@@ -181,7 +181,7 @@ fn damage_makes_the_step_before_the_latest() {
         );
         let message = open(&run.join("3")).unwrap_err().to_string();
         assert!(
-            message.contains("is not complete") && message.contains(words),
+            message.contains("use an earlier step") && message.contains(words),
             "{message}"
         );
         assert_eq!(steps(run).unwrap(), [1, 2, 3]);
@@ -203,7 +203,7 @@ fn a_changed_byte_is_found_when_it_is_opened() {
     fs::write(&path, bytes).unwrap();
     let message = open(&folder).unwrap_err().to_string();
     assert!(
-        message.contains("damaged: `target/critic.out.weight` in critic.safetensors has other bytes than were saved"),
+        message.contains("damaged: `target/critic.out.bias` in critic.safetensors has other bytes than were saved"),
         "{message}"
     );
 }

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, Once};
 
-use acrlpd::checkpoint::{CheckpointError, RunState, begin, newest, state};
+use acrlpd::checkpoint::{CheckpointError, RunState, begin, newest, recover, state};
 use acrlpd::files::fault::{self, Op, Watch};
 use checkpoint_support::numbers;
 
@@ -225,8 +225,9 @@ impl Run {
         draft.commit(keep)
     }
 
-    /// Step and content of the newest checkpoint, every bit of it verified.
+    /// Step and content of the newest checkpoint as a resumed run finds it, every bit of it verified.
     fn newest(&self) -> Option<(u64, usize)> {
+        recover(&self.dir()).expect("the disk is well");
         let saved = newest(&self.dir()).expect("only whole checkpoints have numbers")?;
         let weights = saved.tensors(state::PARAMS).unwrap();
         let values = weights.values("a", &[3]).unwrap();
