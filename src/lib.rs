@@ -9,6 +9,7 @@
 //!   ├── checkpoint   weights and training state on disk
 //!   └── config       what a run is told
 //! verify             golden fixtures → ops, model, step
+//! files              every write to the disk
 //! rng                every random number, by counter
 //! ```
 //! Nothing below [`train`] knows a file, a flag or a rank; nothing above [`ops`] knows a backend. The place to start
@@ -17,6 +18,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod files;
 pub mod gpu;
 pub mod model;
 pub mod ops;

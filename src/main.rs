@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use acrlpd::files::fault;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -70,6 +71,15 @@ fn main() -> ExitCode {
         .with_target(false)
         .without_time()
         .init();
+    if let Ok(script) = std::env::var(fault::VARIABLE) {
+        match script.parse::<fault::Script>() {
+            Ok(script) => fault::watch(script),
+            Err(error) => {
+                eprintln!("error: {error}");
+                return ExitCode::from(2);
+            }
+        }
+    }
     let done = match cli.command {
         Command::Train(args) => commands::train::run(args, started),
         Command::Plan(args) => commands::plan::run(&args),

@@ -34,7 +34,14 @@ fn the_golden_weights_survive_a_copy() {
     assert_eq!(writer.path(), path);
     let written = writer.finish().unwrap();
     let bytes = std::fs::read(&path).unwrap();
-    assert_eq!((written.bytes, written.xxh3), (bytes.len() as u64, xxh3_64(&bytes)));
+    assert_eq!(
+        (written.file.bytes, written.file.xxh3),
+        (bytes.len() as u64, xxh3_64(&bytes))
+    );
+    for ((name, hash), (stored, (_, values))) in std::iter::zip(&written.tensors, &plain) {
+        assert_eq!((name, *hash), (stored, xxh3_64(bytemuck::cast_slice(values))));
+    }
+    assert_eq!(written.tensors.len(), plain.len());
     assert_eq!(read_plain(&path), plain);
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
     assert!(header.is_multiple_of(8), "the data is aligned");

@@ -1,6 +1,6 @@
 //! What a run does about numbers that are not finite, and what it reports of those that are.
 
-#[path = "train_support/mod.rs"]
+#[path = "run_support/mod.rs"]
 mod support;
 
 use std::process::Command;
@@ -23,7 +23,7 @@ fn acrlpd(code: i32, args: &[&str]) -> (String, String) {
 #[test]
 fn a_run_that_diverged_says_where_and_leaves_a_dump_that_can_be_done_again() {
     let runs = Runs::new();
-    let (_, stderr) = runs.run(1, "x", &DIVERGING);
+    let (_, stderr) = runs.tiny(1, "x", &DIVERGING);
     let error = stderr.lines().last().expect("an error");
     for part in [
         "3 steps in a row",
@@ -67,9 +67,9 @@ fn a_run_that_diverged_says_where_and_leaves_a_dump_that_can_be_done_again() {
 #[test]
 fn debug_names_the_launch_that_made_the_first_bad_number_and_nothing_else() {
     let runs = Runs::new();
-    let (_, stderr) = runs.run(0, "good", &["--max-steps=2", "--debug"]);
+    let (_, stderr) = runs.tiny(0, "good", &["--max-steps=2", "--debug"]);
     assert!(!stderr.contains("not finite"), "{stderr}");
-    let (_, stderr) = runs.run(1, "bad", &[&DIVERGING[..], &["--debug"]].concat());
+    let (_, stderr) = runs.tiny(1, "bad", &[&DIVERGING[..], &["--debug"]].concat());
     let first = stderr.lines().find(|l| l.contains("not finite")).expect("a warning");
     assert!(first.contains("step 2: `") && first.contains("in phase \""), "{first}");
 }
@@ -83,7 +83,7 @@ fn rows_hold_what_people_look_at() {
         "--save-interval=4",
         "--set=acrlpd.num_critics=3",
     ];
-    runs.run(0, "x", &flags);
+    runs.tiny(0, "x", &flags);
     let rows = runs.rows("x");
     assert_eq!(rows.len(), 2);
     for row in &rows {
@@ -133,7 +133,7 @@ fn rows_hold_what_people_look_at() {
 #[test]
 fn eval_scores_a_checkpoint_on_held_out_episodes() {
     let runs = Runs::new();
-    runs.run(0, "x", &["--max-steps=2", "--save-interval=2", "--set=eval_interval=2"]);
+    runs.tiny(0, "x", &["--max-steps=2", "--save-interval=2", "--set=eval_interval=2"]);
     let row = &runs.rows("x")[0]["eval"];
     assert!(row["action_error"].is_number() && row["flow_loss"].is_number(), "{row}");
     let run = runs.dir("x").display().to_string();

@@ -1,14 +1,14 @@
 //! Whole runs: resuming, overwriting, being killed, and what lies on disk afterwards.
 
-#[path = "train_support/mod.rs"]
+#[path = "run_support/mod.rs"]
 mod support;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Runs, check};
+use support::{Runs, check, timeless, wait_for_rows};
 
 /// Content of every tensor file of a checkpoint.
 fn tensors(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
@@ -18,28 +18,12 @@ fn tensors(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
         .into()
 }
 
-/// A row without what depends on the clock or on when the program started.
-fn timeless(row: &serde_json::Value) -> serde_json::Value {
-    let mut row = row.clone();
-    let fields = row.as_object_mut().expect("an object");
-    for key in [
-        "steps_per_s",
-        "samples_per_s",
-        "data_wait_ms",
-        "tflops",
-        "peak_memory_bytes",
-    ] {
-        assert!(fields.remove(key).is_some_and(|v| v.is_number()), "{key}");
-    }
-    row
-}
-
 #[test]
 fn resuming_gives_the_bits_of_a_run_that_was_never_interrupted() {
     let runs = Runs::new();
-    runs.run(0, "whole", &["--max-steps=6", "--save-interval=6"]);
-    runs.run(0, "halves", &["--max-steps=3"]);
-    let (out, _) = runs.run(0, "halves", &["--max-steps=6", "--resume", "--save-interval=6"]);
+    runs.tiny(0, "whole", &["--max-steps=6", "--save-interval=6"]);
+    runs.tiny(0, "halves", &["--max-steps=3"]);
+    let (out, _) = runs.tiny(0, "halves", &["--max-steps=6", "--resume", "--save-interval=6"]);
     assert!(out.contains("steps 3 to 6"), "{out}");
     for (whole, halves) in std::iter::zip(
         tensors(&runs.dir("whole").join("6")),
@@ -52,14 +36,14 @@ fn resuming_gives_the_bits_of_a_run_that_was_never_interrupted() {
     // The count of skipped steps and everything else agree, row by row.
     assert_eq!(rows("whole"), rows("halves"));
     assert_eq!(rows("whole").len(), 6);
-    let (out, _) = runs.run(0, "halves", &["--max-steps=6", "--resume"]);
+    let (out, _) = runs.tiny(0, "halves", &["--max-steps=6", "--resume"]);
     assert!(out.contains("nothing to do"), "{out}");
 }
 
 #[test]
 fn threads_and_the_division_into_micro_batches_change_nothing_that_matters() {
     let runs = Runs::new();
-    runs.run(
+    runs.tiny(
         0,
         "a",
         &[
@@ -74,7 +58,7 @@ fn threads_and_the_division_into_micro_batches_change_nothing_that_matters() {
         "--set=critic.dropout_rate=0",
         "--grad-accum=4",
     ];
-    runs.run(0, "b", &more);
+    runs.tiny(0, "b", &more);
     for (a, b) in std::iter::zip(runs.rows("a"), runs.rows("b")) {
         for key in [
             "critic_loss",
@@ -94,32 +78,32 @@ fn threads_and_the_division_into_micro_batches_change_nothing_that_matters() {
 #[test]
 fn runs_are_not_overwritten_by_accident() {
     let runs = Runs::new();
-    runs.run(
+    runs.tiny(
         0,
         "x",
         &["--max-steps=4", "--save-interval=1", "--set=keep_checkpoints=2"],
     );
     assert_eq!(runs.steps("x"), [3, 4]);
     let before = tensors(&runs.dir("x").join("4"));
-    let (_, stderr) = runs.run(2, "x", &["--max-steps=4"]);
+    let (_, stderr) = runs.tiny(2, "x", &["--max-steps=4"]);
     assert!(
         stderr.contains("--resume") && stderr.contains("--overwrite") && stderr.contains("step 4"),
         "{stderr}"
     );
-    let (out, _) = runs.run(0, "x", &["--overwrite", "--dry-run"]);
+    let (out, _) = runs.tiny(0, "x", &["--overwrite", "--dry-run"]);
     assert!(out.contains("none (dry run)"), "{out}");
     assert!(
         before == tensors(&runs.dir("x").join("4")),
         "a dry run changed a checkpoint"
     );
-    runs.run(0, "x", &["--max-steps=1", "--overwrite"]);
+    runs.tiny(0, "x", &["--max-steps=1", "--overwrite"]);
     assert_eq!((runs.steps("x"), runs.rows("x").len()), (vec![1], 1));
 }
 
 #[test]
 fn a_dry_run_writes_nothing() {
     let runs = Runs::new();
-    let (out, _) = runs.run(0, "dry", &["--dry-run", "--debug"]);
+    let (out, _) = runs.tiny(0, "dry", &["--dry-run", "--debug"]);
     assert!(out.contains("steps       1 in"), "{out}");
     assert_eq!(fs::read_dir(runs.folder.path()).expect("a folder").count(), 0);
 }
@@ -130,16 +114,16 @@ fn a_signal_saves_and_the_run_goes_on_from_there() {
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
         let exp = format!("stopped-by-{signal}");
         let flags = ["--max-steps=100000", "--save-interval=100000"];
-        let mut child = runs.command(&exp, &flags).spawn().expect("it starts");
-        wait_for_rows(&mut child, &runs.dir(&exp));
-        kill(&child, signal);
+        let mut child = runs.tiny_command(&exp, &flags).spawn().expect("it starts");
+        wait_for_rows(&mut child, || runs.dir(&exp));
+        support::signal(&child, signal);
         let out = child.wait_with_output().expect("it ends");
         let (stdout, _) = check(code, &out);
         let [step] = runs.steps(&exp)[..] else {
             panic!("{stdout}")
         };
         assert_eq!(runs.rows(&exp).last().expect("rows")["step"], step);
-        runs.run(0, &exp, &[&format!("--max-steps={}", step + 1), "--resume"]);
+        runs.tiny(0, &exp, &[&format!("--max-steps={}", step + 1), "--resume"]);
         assert_eq!(runs.steps(&exp), [step, step + 1]);
     }
 }
@@ -149,8 +133,8 @@ fn being_killed_at_any_moment_leaves_whole_checkpoints() {
     let runs = Runs::new();
     let began = Instant::now();
     let flags = ["--max-steps=100000", "--save-interval=1", "--set=keep_checkpoints=3"];
-    let mut child = runs.command("killed", &flags).spawn().expect("it starts");
-    wait_for_rows(&mut child, &runs.dir("killed"));
+    let mut child = runs.tiny_command("killed", &flags).spawn().expect("it starts");
+    wait_for_rows(&mut child, || runs.dir("killed"));
     let warm = began.elapsed();
     // Now and at other moments of a step that saves.
     std::thread::sleep(Duration::from_millis(137));
@@ -170,7 +154,7 @@ fn being_killed_at_any_moment_leaves_whole_checkpoints() {
     }
     let newest = runs.steps("killed").last().copied().unwrap_or(0);
     let last = format!("--max-steps={}", newest + 1);
-    runs.run(0, "killed", &[&last, "--resume", "--save-interval=1"]);
+    runs.tiny(0, "killed", &[&last, "--resume", "--save-interval=1"]);
     let rows = runs.rows("killed");
     let steps: Vec<u64> = rows.iter().map(|r| r["step"].as_u64().expect("a step")).collect();
     assert_eq!(steps, (1..=newest + 1).collect::<Vec<_>>(), "every step has one row");
@@ -179,7 +163,7 @@ fn being_killed_at_any_moment_leaves_whole_checkpoints() {
 #[test]
 fn trained_weights_can_be_sampled_from_and_started_from() {
     let runs = Runs::new();
-    runs.run(0, "first", &["--max-steps=2"]);
+    runs.tiny(0, "first", &["--max-steps=2"]);
     let checkpoint = runs.dir("first").join("2");
     let sample = |flags: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_acrlpd"));
@@ -200,15 +184,15 @@ fn trained_weights_can_be_sampled_from_and_started_from() {
 
     // As pretrained weights, under another critic.
     let weights = format!("--set=model.weights={}", checkpoint.display());
-    let (out, _) = runs.run(
+    let (out, _) = runs.tiny(
         0,
         "second",
         &["--max-steps=1", &weights, "--set=critic_hidden_dims=[16]"],
     );
     assert!(out.contains("weights of "), "{out}");
-    let (_, stderr) = runs.run(5, "third", &["--max-steps=1", &weights, "--set=model.dims.depth=3"]);
+    let (_, stderr) = runs.tiny(5, "third", &["--max-steps=1", &weights, "--set=model.dims.depth=3"]);
     assert!(stderr.contains("layers.2") && stderr.contains("error: "), "{stderr}");
-    let (_, stderr) = runs.run(
+    let (_, stderr) = runs.tiny(
         5,
         "third",
         &["--max-steps=1", &weights, "--set=model.dims.expert_mlp=48"],
@@ -219,32 +203,11 @@ fn trained_weights_can_be_sampled_from_and_started_from() {
 #[test]
 fn steps_that_leave_pi0_alone_say_nothing_about_it() {
     let runs = Runs::new();
-    runs.run(0, "x", &["--max-steps=3", "--set=acrlpd.actor_update_freq=2"]);
+    runs.tiny(0, "x", &["--max-steps=3", "--set=acrlpd.actor_update_freq=2"]);
     let known: Vec<[bool; 3]> = runs
         .rows("x")
         .iter()
         .map(|r| ["critic_loss", "actor_loss", "pi0_grad_norm"].map(|key| r[key].is_number()))
         .collect();
     assert_eq!(known, [[true; 3], [true, false, false], [true; 3]]);
-}
-
-/// Waits until a run has written a row.
-fn wait_for_rows(child: &mut Child, dir: &Path) {
-    let began = Instant::now();
-    let rows = || fs::metadata(dir.join("metrics.jsonl")).map_or(0, |m| m.len());
-    while rows() == 0 {
-        assert!(began.elapsed() < Duration::from_secs(120), "no row after two minutes");
-        assert!(
-            child.try_wait().expect("it can be asked").is_none(),
-            "it ended without a row"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn kill(child: &Child, signal: &str) {
-    let done = Command::new("kill")
-        .args([format!("-{signal}"), child.id().to_string()])
-        .status();
-    assert!(done.expect("kill is there").success());
 }

@@ -3,21 +3,23 @@
 //! Files are written into a folder with a dot in front of its name, each one durable before the next; the manifest
 //! comes last; then the folder gets its number as name. Being killed at any point leaves the checkpoints that were
 //! there, and a dotted folder that the next [`begin`] removes. Old checkpoints go only after the new one is there, and
-//! are renamed before they are deleted, so that half-deleted ones do not look like broken ones.
+//! are renamed before they are deleted, so that half-deleted ones do not look like broken ones. One that is replaced by
+//! another of the same step is renamed too; if its name is free when a run begins, it gets it back.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::error::{CheckpointError, Result};
-use super::files;
 use super::manifest::Manifest;
 use super::resume::complete_steps;
 use super::state::{RunState, STATE};
 use super::writer::TensorWriter;
+use crate::files;
 
-/// In front of the names of folders that are being written or deleted.
+/// In front of the names of folders that are being written, deleted or replaced.
 const WRITING: &str = ".writing-";
 const REMOVING: &str = ".removing-";
+const REPLACED: &str = ".replaced-";
 
 /// A checkpoint in the making. Dropped before [`Draft::commit`], it leaves nothing.
 pub struct Draft {
@@ -38,15 +40,7 @@ pub struct Draft {
 /// A folder that cannot be written.
 pub fn begin(dir: &Path, state: RunState) -> Result<Draft> {
     files::create_folder(dir)?;
-    for name in files::list(dir)? {
-        if name.starts_with(WRITING) || name.starts_with(REMOVING) {
-            tracing::info!(
-                "removing `{}`, which an interrupted run left",
-                dir.join(&name).display()
-            );
-            files::remove_folder(&dir.join(name))?;
-        }
-    }
+    recover(dir)?;
     let folder = dir.join(format!("{WRITING}{}", state.step));
     files::create_folder(&folder)?;
     Ok(Draft {
@@ -59,23 +53,57 @@ pub fn begin(dir: &Path, state: RunState) -> Result<Draft> {
     })
 }
 
+/// Puts in order what an interrupted run left in `dir`: checkpoints that were about to be replaced get their names back,
+/// half-written and half-deleted ones go.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn recover(dir: &Path) -> Result<()> {
+    let names = files::list(dir)?;
+    for name in names
+        .iter()
+        .filter(|n| n.starts_with(WRITING) || n.starts_with(REMOVING))
+    {
+        let path = dir.join(name);
+        tracing::info!("removing `{}`, which an interrupted run left", path.display());
+        files::remove_folder(&path)?;
+    }
+    for step in names.iter().filter_map(|name| name.strip_prefix(REPLACED)) {
+        let (hidden, home) = (dir.join(format!("{REPLACED}{step}")), dir.join(step));
+        if home.exists() {
+            retire(&hidden, &dir.join(format!("{REMOVING}{step}")))?;
+        } else {
+            tracing::info!("step {step}, which an interrupted run was about to replace, is back");
+            files::rename(&hidden, &home)?;
+            files::sync_folder(dir)?;
+        }
+    }
+    Ok(())
+}
+
 /// Deletes all checkpoints of the run in `dir`, the oldest first, so that what remains of an interrupted deletion is
 /// whole.
 ///
 /// # Errors
 /// A folder that cannot be listed or deleted.
 pub fn discard(dir: &Path) -> Result<()> {
+    recover(dir)?;
     for step in super::resume::steps(dir)? {
-        files::remove_folder(&hide(dir, step)?)?;
+        delete(dir, step)?;
     }
     Ok(())
 }
 
-/// Takes the name from a checkpoint that is to be deleted.
-fn hide(dir: &Path, step: u64) -> Result<PathBuf> {
-    let hidden = dir.join(format!("{REMOVING}{step}"));
-    files::rename(&dir.join(step.to_string()), &hidden)?;
-    Ok(hidden)
+/// Deletes a checkpoint, which takes its name off first.
+fn retire(folder: &Path, hidden: &Path) -> Result<()> {
+    files::rename(folder, hidden)?;
+    hidden.parent().map_or(Ok(()), files::sync_folder)?;
+    Ok(files::remove_folder(hidden)?)
+}
+
+/// Deletes the checkpoint `step`.
+fn delete(dir: &Path, step: u64) -> Result<()> {
+    retire(&dir.join(step.to_string()), &dir.join(format!("{REMOVING}{step}")))
 }
 
 impl Draft {
@@ -101,7 +129,7 @@ impl Draft {
             .unwrap_or_default();
         let written = writer.finish()?;
         self.open.remove(&name);
-        self.manifest.add(&name, written);
+        self.manifest.add(&name, written.file, &written.tensors);
         Ok(())
     }
 
@@ -111,17 +139,7 @@ impl Draft {
     /// A file that cannot be written.
     pub fn text(&mut self, name: &str, text: &str) -> Result<()> {
         let written = files::write(&self.folder.join(name), text.as_bytes())?;
-        self.manifest.add(name, written);
-        Ok(())
-    }
-
-    /// Takes in a file that someone else has written into [`Draft::folder`].
-    ///
-    /// # Errors
-    /// A file that is not there.
-    pub fn adopt(&mut self, name: &str) -> Result<()> {
-        let written = files::hash(&self.folder.join(name), true)?;
-        self.manifest.add(name, written);
+        self.manifest.add(name, written, &[]);
         Ok(())
     }
 
@@ -153,7 +171,9 @@ impl Draft {
         let home = self.dir.join(self.state.step.to_string());
         // An incomplete one of this step, or one that a run resumed from an earlier step has reached again.
         let replaced = if home.exists() {
-            Some(hide(&self.dir, self.state.step)?)
+            let hidden = self.dir.join(format!("{REPLACED}{}", self.state.step));
+            files::rename(&home, &hidden)?;
+            Some(hidden)
         } else {
             None
         };
@@ -161,7 +181,7 @@ impl Draft {
             if let Some(hidden) = replaced {
                 files::rename(&hidden, &home)?;
             }
-            return Err(error);
+            return Err(error.into());
         }
         self.committed = true;
         files::sync_folder(&self.dir)?;
@@ -173,12 +193,13 @@ impl Draft {
 
     fn prune(&self, keep: usize, replaced: Option<PathBuf>) -> Result<()> {
         if let Some(folder) = replaced {
-            files::remove_folder(&folder)?;
+            let hidden = self.dir.join(format!("{REMOVING}{}", self.state.step));
+            retire(&folder, &hidden)?;
         }
         let steps = complete_steps(&self.dir)?;
         let old = steps.iter().rev().skip(keep.max(1));
         for step in old.filter(|step| **step != self.state.step) {
-            files::remove_folder(&hide(&self.dir, *step)?)?;
+            delete(&self.dir, *step)?;
         }
         Ok(())
     }

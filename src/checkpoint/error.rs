@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::files::FileError;
+
 /// An error of the files that hold a model.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
-    #[error("cannot read `{path}`: {source}; check the path and its permissions")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("cannot write `{path}`: {source}; check its permissions and the free space of the disk")]
-    Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("`{path}` holds no weights: {reason}; give a .safetensors file or a folder with a model.safetensors")]
     NoWeights { path: PathBuf, reason: String },
     #[error("`{path}` is not a whole safetensors file: {reason}; copy or download it again")]
@@ -60,12 +60,22 @@ pub enum CheckpointError {
     },
     #[error("`{path}` cannot be written as planned: {reason}; this is a defect of the program, please report it")]
     Plan { path: PathBuf, reason: String },
+    #[error("step {step} could not be saved: {reason}")]
+    Unsaved { step: u64, reason: String },
     #[error("`{path}` is not a checkpoint: {reason}; give a folder such as checkpoints/CONFIG/EXPERIMENT/STEP")]
     NotACheckpoint { path: PathBuf, reason: String },
     #[error("the checkpoint `{path}` is not complete: {reason}; use an earlier step, or copy it again")]
     Incomplete { path: PathBuf, reason: String },
     #[error("the checkpoint `{path}` is damaged: {reason}; use an earlier step, or copy it again")]
     Damaged { path: PathBuf, reason: String },
+    #[error(
+        "no checkpoint in `{path}` can be used (the newest: {newest}); copy one there again, or start anew with \
+         --overwrite"
+    )]
+    NoneWhole {
+        path: PathBuf,
+        newest: Box<CheckpointError>,
+    },
     #[error("the checkpoint `{path}` has format {found}, but this version reads up to {known}; use a newer version")]
     TooNew { path: PathBuf, found: u64, known: u32 },
 }

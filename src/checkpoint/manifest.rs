@@ -1,40 +1,51 @@
-//! `manifest.json`: which files a checkpoint has, how long they are, and what their bytes hash to.
+//! `manifest.json`: which files a checkpoint has, how long they are, and what their bytes and those of their tensors
+//! hash to. It holds the hash of itself, so that no bit of a checkpoint can change unnoticed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::{CheckpointError, Result};
-use super::files::{self, Written};
+use super::weights::Weights;
+use crate::files::{self, Written};
 
 pub const MANIFEST: &str = "manifest.json";
 
 /// The files of a checkpoint, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Manifest {
     files: BTreeMap<String, Entry>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
-    bytes: u64,
-    /// 16 hexadecimal digits.
+    /// Of the compact JSON of `files`.
     xxh3: String,
 }
 
-impl Entry {
-    fn of(written: Written) -> Entry {
-        Entry {
-            bytes: written.bytes,
-            xxh3: format!("{:016x}", written.xxh3),
-        }
-    }
+/// Hashes are 16 hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    bytes: u64,
+    xxh3: String,
+    /// Hash of every tensor's bytes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tensors: BTreeMap<String, String>,
+}
+
+fn hex(hash: u64) -> String {
+    format!("{hash:016x}")
 }
 
 impl Manifest {
-    pub fn add(&mut self, name: &str, written: Written) {
-        self.files.insert(name.into(), Entry::of(written));
+    pub fn add(&mut self, name: &str, written: Written, tensors: &[(String, u64)]) {
+        let tensors = tensors.iter().map(|(tensor, hash)| (tensor.clone(), hex(*hash)));
+        let entry = Entry {
+            bytes: written.bytes,
+            xxh3: hex(written.xxh3),
+            tensors: tensors.collect(),
+        };
+        self.files.insert(name.into(), entry);
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -46,20 +57,30 @@ impl Manifest {
         self.files.iter().map(|(name, entry)| (name.as_str(), entry.bytes))
     }
 
+    /// The text of the file, its own hash included.
+    fn text(&self) -> serde_json::Result<String> {
+        let sealed = Manifest {
+            files: self.files.clone(),
+            xxh3: hex(xxh3_64(&serde_json::to_vec(&self.files)?)),
+        };
+        serde_json::to_string_pretty(&sealed)
+    }
+
     /// Writes it into `folder`.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join(MANIFEST);
-        let text = serde_json::to_string_pretty(self).map_err(|e| CheckpointError::Plan {
+        let text = self.text().map_err(|e| CheckpointError::Plan {
             path: path.clone(),
             reason: e.to_string(),
         })?;
-        files::write(&path, text.as_bytes()).map(drop)
+        files::write(&path, text.as_bytes())?;
+        Ok(())
     }
 
-    /// Reads that of `folder` and holds it against the sizes of the files, which is quick.
+    /// Reads that of `folder` and holds it against its own hash and the sizes of the files, which is quick.
     ///
     /// # Errors
-    /// [`CheckpointError::Incomplete`] says what is missing.
+    /// [`CheckpointError::Incomplete`] says what is missing, [`CheckpointError::Damaged`] that it was changed.
     pub fn read(folder: &Path) -> Result<Manifest> {
         let incomplete = |reason: String| CheckpointError::Incomplete {
             path: folder.to_owned(),
@@ -69,9 +90,15 @@ impl Manifest {
         if !path.is_file() {
             return Err(incomplete(format!("it has no {MANIFEST}, which is written last")));
         }
-        let text = files::read(&path)?;
-        let manifest: Manifest =
-            serde_json::from_str(&text).map_err(|e| incomplete(format!("{MANIFEST} cannot be read ({e})")))?;
+        let unreadable = |e: String| incomplete(format!("{MANIFEST} cannot be read ({e})"));
+        let text = std::fs::read(&path).map_err(|e| unreadable(e.to_string()))?;
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| unreadable(e.to_string()))?;
+        if manifest.text().ok().as_deref().map(str::as_bytes) != Some(&text) {
+            return Err(CheckpointError::Damaged {
+                path: folder.to_owned(),
+                reason: format!("{MANIFEST} has other bytes than were saved"),
+            });
+        }
         for (name, entry) in &manifest.files {
             match files::size(&folder.join(name)) {
                 Ok(size) if size == entry.bytes => {}
@@ -87,19 +114,38 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads every file and compares its bytes with the hash.
+    /// Reads the files for which `which` holds and compares their bytes with the hashes.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] names the first file that differs.
-    pub fn verify(&self, folder: &Path) -> Result<()> {
-        for (name, entry) in &self.files {
-            let found = Entry::of(files::hash(&folder.join(name), false)?);
-            if found != *entry {
-                let (path, wanted) = (folder.to_owned(), &entry.xxh3);
-                let reason = format!("the bytes of {name} hash to {} instead of {wanted}", found.xxh3);
-                return Err(CheckpointError::Damaged { path, reason });
+    /// [`CheckpointError::Damaged`] names the first file that differs, and the tensor in it.
+    pub fn verify(&self, folder: &Path, which: impl Fn(&str) -> bool) -> Result<()> {
+        for (name, entry) in self.files.iter().filter(|(name, _)| which(name)) {
+            let path = folder.join(name);
+            if hex(files::hash(&path)?.xxh3) != entry.xxh3 {
+                let part = match entry.tensors.is_empty() {
+                    true => name.clone(),
+                    false => format!("{} in {name}", entry.changed(&path)),
+                };
+                return Err(CheckpointError::Damaged {
+                    path: folder.to_owned(),
+                    reason: format!("{part} has other bytes than were saved"),
+                });
             }
         }
         Ok(())
+    }
+}
+
+impl Entry {
+    /// What has changed in a file of tensors: one of them, or else what describes them.
+    fn changed(&self, path: &Path) -> String {
+        const HEADER: &str = "the header";
+        let Ok(weights) = Weights::open(path) else {
+            return HEADER.into();
+        };
+        let differs = |tensor: &str, hash: &str| weights.bytes(tensor).is_none_or(|data| hex(xxh3_64(data)) != hash);
+        let mut tensors = self.tensors.iter();
+        let found = tensors.find(|(tensor, hash)| differs(tensor, hash));
+        found.map_or(HEADER.into(), |(tensor, _)| format!("`{tensor}`"))
     }
 }

@@ -5,11 +5,11 @@
 //! | [`weights`] | opens safetensors under their several names, yields one tensor at a time as f32 |
 //! | [`writer`] | writes safetensors as a stream, in constant memory |
 //! | [`state`] | what a training checkpoint consists of |
-//! | `manifest` | sizes and hashes of its files |
+//! | `manifest` | sizes and hashes of its files and tensors |
 //! | [`commit`] | saves one completely or not at all, and keeps the newest few |
+//! | [`background`] | the same on a thread of its own, in bounded memory |
 //! | [`resume`] | finds and opens saved ones |
 //! | [`mod@inspect`] | a summary for people |
-//! | `files` | every access to the file system |
 //!
 //! Saving:
 //! ```no_run
@@ -27,9 +27,10 @@
 //! # }
 //! ```
 
+pub mod background;
+mod channel;
 pub mod commit;
 mod error;
-mod files;
 pub mod inspect;
 mod manifest;
 pub mod resume;
@@ -37,11 +38,11 @@ pub mod state;
 pub mod weights;
 pub mod writer;
 
-pub use commit::{Draft, begin, discard};
+pub use background::{Background, Saving};
+pub use commit::{Draft, begin, discard, recover};
 pub use error::CheckpointError;
-pub use files::Written;
 pub use inspect::{Summary, inspect};
-pub use resume::{Saved, latest, open, resolve, steps};
+pub use resume::{Saved, latest, newest, open, resolve, steps};
 pub use state::RunState;
 pub use weights::Weights;
-pub use writer::{TensorWriter, plan};
+pub use writer::{TensorWriter, WrittenTensors, plan};

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::error::{CheckpointError, Result};
-use super::files;
 use super::manifest::{MANIFEST, Manifest};
-use super::state::{CONFIG, RunState};
+use super::state::{CONFIG, RunState, STATE};
 use super::weights::Weights;
+use crate::files;
 
 /// A checkpoint whose every byte has been verified.
 #[derive(Clone, Debug)]
@@ -28,8 +28,10 @@ pub fn open(folder: &Path) -> Result<Saved> {
         });
     }
     let manifest = Manifest::read(folder)?;
+    // The format before the many bytes of a layout that may be another one.
+    manifest.verify(folder, |name| name == STATE)?;
     let state = RunState::read(folder)?;
-    manifest.verify(folder)?;
+    manifest.verify(folder, |name| name != STATE)?;
     Ok(Saved {
         folder: folder.to_owned(),
         manifest,
@@ -51,6 +53,31 @@ pub fn latest(dir: &Path) -> Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+/// The newest checkpoint of the run in `dir` that is whole to the last bit; `None` if the run has none at all. Those
+/// that are not are passed over with a warning that says what is wrong with them.
+///
+/// # Errors
+/// A folder that cannot be listed, a checkpoint of a later format, and checkpoints none of which is whole.
+pub fn newest(dir: &Path) -> Result<Option<Saved>> {
+    let mut first_error = None;
+    for step in steps(dir)?.into_iter().rev() {
+        match open(&dir.join(step.to_string())) {
+            Ok(saved) => return Ok(Some(saved)),
+            Err(error @ CheckpointError::TooNew { .. }) => return Err(error),
+            Err(error) => {
+                tracing::warn!("passing over step {step}: {error}");
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    first_error.map_or(Ok(None), |newest| {
+        Err(CheckpointError::NoneWhole {
+            path: dir.to_owned(),
+            newest: newest.into(),
+        })
+    })
 }
 
 /// The checkpoint that `path` means: itself if it is one, else the newest one of the run in it.
@@ -134,6 +161,6 @@ impl Saved {
     /// # Errors
     /// As [`Saved::file`].
     pub fn config(&self) -> Result<String> {
-        files::read(&self.file(CONFIG)?)
+        Ok(files::read(&self.file(CONFIG)?)?)
     }
 }

@@ -9,7 +9,7 @@
 //! | `config.toml` | the effective configuration |
 //! | `norm_stats.json` | the statistics the data was normalised with |
 //! | `state.json` | [`RunState`] |
-//! | `manifest.json` | size and xxh3 of all of the above; written last, so a checkpoint without one is not one |
+//! | `manifest.json` | sizes and xxh3 of all of the above and of their tensors; written last, so a checkpoint without one is not one |
 //!
 //! Batches, noise and learning rates are functions of the seed and the step, so there is nothing else to store.
 
@@ -19,7 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::error::{CheckpointError, Result};
-use super::files;
+use crate::files;
 
 pub const PARAMS: &str = "params.safetensors";
 pub const EMA: &str = "ema.safetensors";
@@ -40,7 +40,7 @@ pub const CRITIC_V: &str = "critic_v/";
 pub const TEMPERATURE: &str = "temperature/";
 
 /// Version of this layout.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// `state.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,8 @@ pub struct RunState {
     pub config: String,
     /// Version of the program.
     pub version: String,
+    /// Steps whose gradients were not finite; they changed nothing.
+    pub skipped: u64,
     /// When it was saved, in seconds since 1970 (UTC).
     pub saved_unix_s: u64,
 }
@@ -67,6 +69,7 @@ impl RunState {
             seed,
             config: config.into(),
             version: env!("CARGO_PKG_VERSION").into(),
+            skipped: 0,
             saved_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         }
     }

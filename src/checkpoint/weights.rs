@@ -6,6 +6,7 @@
 //! shards.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,9 +14,11 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::error::{CheckpointError, Result};
-use super::{files, state};
+use super::state;
+use crate::files;
 use crate::model::params::{ParamTable, ParamTensor};
 
 const EMBEDDING: &str = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight";
@@ -62,6 +65,31 @@ pub struct TensorInfo<'a> {
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
+}
+
+/// Number of keys of a JSON object, the same ones counted as often as they occur.
+struct Entries(usize);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Entries, D::Error> {
+        struct Count;
+        impl<'de> Visitor<'de> for Count {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut count = 0;
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+                    count += 1;
+                }
+                Ok(Entries(count))
+            }
+        }
+        deserializer.deserialize_map(Count)
+    }
 }
 
 impl Weights {
@@ -155,6 +183,10 @@ impl Weights {
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| not_whole(e.to_string()))?;
         // The length of the header itself is 8 bytes.
         let data = 8 + header;
+        let entries: Entries = serde_json::from_slice(&map[8..data]).map_err(|e| not_whole(e.to_string()))?;
+        if entries.0 != metadata.tensors().len() + usize::from(metadata.metadata().is_some()) {
+            return Err(not_whole("a name occurs twice in its header".into()));
+        }
         let file = self.files.len();
         let tensors = metadata.tensors().into_iter().map(|(name, info)| {
             let (from, to) = info.data_offsets;
@@ -207,6 +239,12 @@ impl Weights {
                 found: format!("{other:?}"),
             }),
         }
+    }
+
+    /// The stored bytes of the tensor of exactly this name.
+    pub(super) fn bytes(&self, name: &str) -> Option<&[u8]> {
+        let stored = self.tensors.get(name)?;
+        Some(&self.files[stored.file].1[stored.bytes.clone()])
     }
 
     /// Whether every tensor of `table` is there in its shape, under `section` in front of its name; returns the names

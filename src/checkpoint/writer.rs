@@ -6,8 +6,10 @@ use std::path::Path;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::error::{CheckpointError, Result};
-use super::files::{HashedFile, Written};
+use crate::files::{HashedFile, Written};
 use crate::model::params::ParamTable;
 
 /// Values converted to bytes at a time.
@@ -18,9 +20,20 @@ pub struct TensorWriter {
     file: HashedFile,
     /// Names and element counts still to come, the next one last.
     plan: Vec<(String, usize)>,
-    /// Elements of the current tensor written so far.
+    /// Elements of the current tensor written so far, and the hash of their bytes.
     done: usize,
+    hash: Xxh3,
+    /// Tensors that are complete.
+    hashes: Vec<(String, u64)>,
     block: Vec<u8>,
+}
+
+/// What is known of a file that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenTensors {
+    pub file: Written,
+    /// Hash of the bytes of every tensor that has any.
+    pub tensors: Vec<(String, u64)>,
 }
 
 /// Names and shapes of a table, with `section` in front of the names.
@@ -77,6 +90,8 @@ impl TensorWriter {
             file,
             plan,
             done: 0,
+            hash: Xxh3::new(),
+            hashes: Vec::new(),
             block: Vec::with_capacity(4 * BLOCK),
         })
     }
@@ -106,11 +121,14 @@ impl TensorWriter {
             self.block.clear();
             self.block.extend(part.iter().flat_map(|v| v.to_le_bytes()));
             self.file.write(&self.block)?;
+            self.hash.update(&self.block);
         }
         self.done = total;
         if finished {
             self.plan.pop();
             self.done = 0;
+            self.hashes.push((name.into(), self.hash.digest()));
+            self.hash.reset();
         }
         Ok(())
     }
@@ -119,7 +137,7 @@ impl TensorWriter {
     ///
     /// # Errors
     /// Tensors that were announced and not written, or a disk that fails.
-    pub fn finish(mut self) -> Result<Written> {
+    pub fn finish(mut self) -> Result<WrittenTensors> {
         self.skip_empty("");
         if let Some((name, count)) = self.plan.last() {
             let left = self.plan.len();
@@ -129,7 +147,10 @@ impl TensorWriter {
             );
             return Err(self.out_of_order(reason));
         }
-        self.file.finish()
+        Ok(WrittenTensors {
+            file: self.file.finish()?,
+            tensors: self.hashes,
+        })
     }
 
     /// The file being written.

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use acrlpd::train::{self, Options, Start, TrainError, signals::Stop};
+use acrlpd::train::signals::{self, Stop};
+use acrlpd::train::{self, Options, Start, TrainError};
 use anyhow::Context;
 
 use super::Outcome;
@@ -100,5 +101,5 @@ pub fn run(args: Args, started: Instant) -> Outcome {
     let finish = train::run(&options, &stop, &mut console);
     let finish = finish.map_err(|e: TrainError| anyhow::Error::from(e))?;
     console.summary(&finish);
-    Ok(finish.signal.map_or(0, |signal| 128 + signal as u8))
+    Ok(signals::exit_code(finish.signal))
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::files::FileError;
+
 /// An error of the data side. Rows count from 0 inside the named file, frames from 0 over the whole dataset.
 #[derive(Debug, Error)]
 pub enum DataError {
@@ -18,8 +20,8 @@ pub enum DataError {
         role: &'static str,
         source: std::io::Error,
     },
-    #[error("cannot write `{path}`: {source}; check that the folder exists and is writable")]
-    Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(FileError),
     #[error("`{path}` line {line} is not what it should be: {reason}; correct the line or export the file again")]
     Json { path: PathBuf, line: usize, reason: String },
     #[error(

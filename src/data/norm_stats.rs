@@ -4,7 +4,6 @@
 //! every chunk that begins at any frame, with the last action repeated past the end of an episode. Actions relative to
 //! their chunk's first state therefore have statistics that depend on H.
 
-use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
@@ -13,6 +12,7 @@ use serde_json::Value;
 use super::running_stats::RunningStats;
 use super::transforms::DataTransforms;
 use super::{DataError, DataSpec, Dataset, json};
+use crate::files;
 
 /// The statistics of a dataset under a [`DataSpec`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -51,14 +51,14 @@ impl NormStats {
     /// Writes openpi's format.
     ///
     /// # Errors
-    /// [`DataError::Write`].
+    /// A file that cannot be written..
     pub fn write(&self, path: impl AsRef<Path>) -> Result<(), DataError> {
-        let path = path.as_ref();
-        let file = serde_json::json!({ "norm_stats": self });
-        fs::write(path, format!("{file:#}\n")).map_err(|source| DataError::Write {
-            path: path.to_owned(),
-            source,
-        })
+        files::replace(path.as_ref(), self.to_json().as_bytes()).map_err(DataError::File)
+    }
+
+    /// openpi's format.
+    pub fn to_json(&self) -> String {
+        format!("{:#}\n", serde_json::json!({ "norm_stats": self }))
     }
 
     /// Computes them from all episodes of a dataset, without touching an image. `progress` is told the frames done and

@@ -16,6 +16,7 @@ use super::snapshot::{self, Identity};
 use crate::checkpoint::{self, state};
 use crate::config::Config;
 use crate::data::{CameraBatch, ChunkBatch};
+use crate::files;
 use crate::gpu::Gpu;
 use crate::step::Learner;
 
@@ -78,21 +79,21 @@ pub fn write(
 ) -> Result<PathBuf> {
     let dir = identity.dir.join(DUMPS);
     let identity = Identity { dir: &dir, ..*identity };
-    let group = snapshot::save(learner, &identity, step)?;
+    let (group, _) = snapshot::save(learner, &identity, step, 0)?.wait()?;
     let content = Content {
         step,
         cameras: batch.images.iter().map(|c| c.name.clone()).collect(),
         diagnosis: diagnosis.clone(),
     };
     let path = beside(&group, "batch.safetensors");
-    let tensors = tensors(batch, learner);
-    safetensors::serialize_to_file(tensors, None, &path).map_err(|e| TrainError::Dump {
+    let bytes = safetensors::serialize(tensors(batch, learner), None).map_err(|e| TrainError::Dump {
         path: path.clone(),
         why: e.to_string(),
     })?;
+    files::write(&path, &bytes)?;
     let path = beside(&group, "json");
     let text = serde_json::to_string_pretty(&Description { dump: content }).unwrap_or_default();
-    std::fs::write(&path, text).map_err(|source| TrainError::Write { path, source })?;
+    files::write(&path, text.as_bytes())?;
     Ok(group)
 }
 

@@ -7,6 +7,7 @@ use thiserror::Error;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::files::FileError;
 use crate::gpu::GpuError;
 
 /// An error of a run. Each message is one sentence: what, where, why, what to do.
@@ -29,8 +30,16 @@ pub enum TrainError {
     Exists { path: PathBuf, step: u64 },
     #[error("{0}")]
     Mismatch(String),
-    #[error("cannot write `{path}`: {source}; check its permissions and the free space of the disk")]
-    Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("`{path}` is being trained by {holder}: wait until that ends, stop it, or give another --exp-name")]
+    Locked { path: PathBuf, holder: String },
+    #[error("step {step} could not be saved and is lost: {source}; the newest checkpoint is {kept}")]
+    Unsaved {
+        step: u64,
+        source: CheckpointError,
+        kept: String,
+    },
     #[error(
         "{count} steps in a row (up to step {step}) gave gradients {part} that are not finite and changed nothing: \
          {diagnosis}; the newest checkpoint is {kept}: go on from it or an earlier one with a lower learning rate, or look \
@@ -55,10 +64,12 @@ impl TrainError {
     pub fn exit_code(&self) -> u8 {
         match self {
             TrainError::NotFinite { .. } => 1,
-            TrainError::Config(_) | TrainError::Exists { .. } | TrainError::Mismatch(_) => 2,
+            TrainError::Config(_) | TrainError::Exists { .. } | TrainError::Locked { .. } | TrainError::Mismatch(_) => {
+                2
+            }
             TrainError::Data(_) => 3,
             TrainError::Device(_) | TrainError::Step { .. } => 4,
-            TrainError::Checkpoint(_) | TrainError::Write { .. } | TrainError::Dump { .. } => 5,
+            TrainError::Checkpoint(_) | TrainError::File(_) | TrainError::Unsaved { .. } | TrainError::Dump { .. } => 5,
         }
     }
 }

@@ -1,16 +1,14 @@
 //! `metrics.jsonl`: the rows of a run, one JSON object a line.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::error::{Result, TrainError};
+use super::error::Result;
 pub use super::row::Row;
+use crate::files::{self, Lines};
 
 /// `metrics.jsonl` of a run.
 pub struct Log {
-    path: PathBuf,
-    file: File,
+    lines: Lines,
 }
 
 impl Log {
@@ -24,40 +22,40 @@ impl Log {
     /// A file that cannot be read or written.
     pub fn open(dir: &Path, step: u64) -> Result<Log> {
         let path = dir.join(Log::NAME);
-        let wrong = |source| TrainError::Write {
-            path: path.clone(),
-            source,
-        };
-        fs::create_dir_all(dir).map_err(wrong)?;
+        files::create_folder(dir)?;
         let mut kept = String::new();
         if path.is_file() {
-            for line in BufReader::new(File::open(&path).map_err(wrong)?).lines() {
-                let line = line.map_err(wrong)?;
+            for line in files::read(&path)?.lines() {
                 // A line that is not a row is what a killed program was writing.
-                let row = serde_json::from_str::<serde_json::Value>(&line).unwrap_or_default();
+                let row = serde_json::from_str::<serde_json::Value>(line).unwrap_or_default();
                 if row["step"].as_u64().is_some_and(|done| done <= step) {
-                    kept += &line;
+                    kept += line;
                     kept.push('\n');
                 }
             }
         }
-        let fresh = path.with_extension("jsonl.tmp");
-        fs::write(&fresh, kept).map_err(wrong)?;
-        fs::rename(&fresh, &path).map_err(wrong)?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(wrong)?;
-        Ok(Log { path, file })
+        files::replace(&path, kept.as_bytes())?;
+        let lines = Lines::open(&path)?;
+        Ok(Log { lines })
     }
 
     /// Appends a row, as one write. A disk that fails is warned about: it should not end the training.
     pub fn write(&mut self, row: &Row) {
-        let line = serde_json::to_string(row).unwrap_or_default() + "\n";
-        if let Err(e) = self.file.write_all(line.as_bytes()) {
-            tracing::warn!("a row of `{}` was lost: {e}", self.path.display());
+        let line = serde_json::to_string(row).unwrap_or_default();
+        if let Err(e) = self.lines.write(&line) {
+            tracing::warn!("a row of `{}` was lost: {e}", self.path().display());
+        }
+    }
+
+    /// Waits until all rows are on the disk: a checkpoint must not outlive the rows before it.
+    pub fn sync(&self) {
+        if let Err(e) = self.lines.sync() {
+            tracing::warn!("rows of `{}` may be lost: {e}", self.path().display());
         }
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.lines.path()
     }
 }

@@ -12,6 +12,8 @@
 //! | [`diagnose`], [`dump`] | a step that was not finite, done again, and kept for a closer look |
 //! | [`eval`] | the policy on held-out episodes |
 //! | [`snapshot`] | the learner in and out of checkpoints |
+//! | `saver` | when checkpoints are saved, and what a full disk means |
+//! | `lock` | one trainer in a run's folder |
 //! | [`plan`] | what a step costs, without a device |
 //! | [`signals`] | Ctrl-C and `kill` |
 
@@ -23,11 +25,13 @@ pub mod eval;
 pub mod feed;
 pub mod guard;
 pub mod interval;
+mod lock;
 pub mod metrics;
 pub mod plan;
 pub mod recipe;
 pub mod row;
 mod run;
+mod saver;
 pub mod setup;
 pub mod signals;
 pub mod snapshot;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::{Result, TrainError};
+use super::lock::Lock;
 use super::metrics::{Log, Row};
 use super::plan::{self, Plan};
 use super::setup::{self, Source};
@@ -100,7 +101,11 @@ pub struct Finish {
 pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Result<Finish> {
     let config = &options.config;
     let dir = config.run_dir(&options.exp_name);
-    let saved = existing(&dir, options.start)?;
+    let mut lock = match dir.is_dir() && !options.dry_run {
+        true => Some(Lock::take(&dir)?),
+        false => None,
+    };
+    let saved = existing(&dir, options)?;
     if let Some(saved) = &saved {
         warn_of_changes(saved, config);
     }
@@ -140,6 +145,9 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
         true => config.num_train_steps.min(first + 1),
         false => config.num_train_steps.max(first),
     };
+    if lock.is_none() && !options.dry_run {
+        lock = Some(Lock::take(&dir)?);
+    }
     if options.start == Start::Overwrite && !options.dry_run && dir.is_dir() {
         checkpoint::discard(&dir)?;
     }
@@ -158,17 +166,19 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
         weights: weights.as_ref().map(Weights::path),
         run_dir: &dir,
     });
-    let kept = saved.as_ref().map(|s| s.folder().to_owned());
     let feed = source.feed(config, first, end)?;
-    Run::new(options, &source, &dir, &learner, feed, log, kept, observer).steps(first, end, stop)
+    let finish =
+        Run::new(options, &source, &dir, &learner, feed, log, saved.as_ref(), observer).steps(first, end, stop);
+    drop(lock);
+    finish
 }
 
 /// The checkpoint to go on from.
-fn existing(dir: &Path, start: Start) -> Result<Option<Saved>> {
+fn existing(dir: &Path, options: &Options) -> Result<Option<Saved>> {
     if !dir.is_dir() {
         return Ok(None);
     }
-    match start {
+    match options.start {
         Start::Overwrite => Ok(None),
         Start::Fresh => match checkpoint::steps(dir)?.last() {
             Some(&step) => Err(TrainError::Exists {
@@ -177,9 +187,12 @@ fn existing(dir: &Path, start: Start) -> Result<Option<Saved>> {
             }),
             None => Ok(None),
         },
-        Start::Resume => Ok(checkpoint::latest(dir)?
-            .map(|folder| checkpoint::open(&folder))
-            .transpose()?),
+        Start::Resume => {
+            if !options.dry_run {
+                checkpoint::recover(dir)?;
+            }
+            Ok(checkpoint::newest(dir)?)
+        }
     }
 }
 

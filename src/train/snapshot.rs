@@ -1,9 +1,9 @@
 //! A learner on disk: initial weights in, checkpoints out and in again.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::error::Result;
-use crate::checkpoint::{self, CheckpointError, Draft, RunState, Saved, TensorWriter, Weights, state};
+use crate::checkpoint::{Background, CheckpointError, RunState, Saved, Saving, Weights, state};
 use crate::config::Config;
 use crate::data::NormStats;
 use crate::gpu::{Gpu, Tensor};
@@ -14,6 +14,9 @@ use crate::step::learner::Temperature;
 /// Names of the temperature's numbers in `optimizer.safetensors`.
 const TEMPERATURE: [&str; 3] = ["log_alpha", "m", "v"];
 
+/// Bytes of a checkpoint that may wait for the disk in host memory: training goes on when all but these are written.
+const IN_MEMORY: usize = 4 << 30;
+
 /// What identifies a checkpoint beside the learner.
 pub struct Identity<'a> {
     /// The run's folder.
@@ -22,41 +25,43 @@ pub struct Identity<'a> {
     pub stats: &'a NormStats,
 }
 
-/// Saves the learner after `step` steps; returns the checkpoint's folder. Waits for the device.
+/// Hands the learner after `step` steps over to a thread that saves it. Waits for the device; `skipped` of the steps
+/// changed nothing.
 ///
 /// # Errors
-/// A device that failed (nothing is saved then), and a disk that cannot be written.
-pub fn save(learner: &Learner, identity: &Identity<'_>, step: u64) -> Result<PathBuf> {
+/// A device that failed (nothing is saved then). What the disk says is known from the [`Saving`].
+pub fn save(learner: &Learner, identity: &Identity<'_>, step: u64, skipped: u64) -> Result<Saving> {
     learner.gpu.sync()?;
     let Identity { dir, config, stats } = identity;
-    let mut draft = checkpoint::begin(dir, RunState::now(step, config.seed, &config.name))?;
+    let mut state = RunState::now(step, config.seed, &config.name);
+    state.skipped = skipped;
+    let draft = Background::begin(dir, state, IN_MEMORY)?;
     let gpu = &learner.gpu;
     let (pi0, critic) = (&learner.pi0, &learner.critic);
-    write(gpu, &mut draft, state::PARAMS, &[("", &pi0.weights)])?;
+    write(gpu, &draft, state::PARAMS, &[("", &pi0.weights)])?;
     if let Some(average) = &pi0.average {
-        write_average(gpu, &mut draft, &pi0.weights, average)?;
+        write_average(gpu, &draft, &pi0.weights, average)?;
     }
     let mut critics = vec![(state::ONLINE, &critic.weights)];
     critics.extend(critic.average.as_ref().map(|targets| (state::TARGET, targets)));
-    write(gpu, &mut draft, state::CRITIC, &critics)?;
+    write(gpu, &draft, state::CRITIC, &critics)?;
 
     let moments = moments(learner);
     let mut plan: Vec<(String, Vec<usize>)> = moments.iter().flat_map(|(s, store)| names(s, store)).collect();
     let temperature = learner.temperature.as_ref().map(numbers);
     plan.extend(temperature.iter().flatten().map(|(name, _)| (name.clone(), vec![1])));
-    let mut file = draft.tensors(state::OPTIMIZER, &plan)?;
+    draft.tensors(state::OPTIMIZER, plan);
     for (section, store) in &moments {
-        write_store(gpu, &mut file, section, store)?;
+        write_store(gpu, &draft, section, store)?;
     }
     for (name, tensor) in temperature.iter().flatten() {
-        file.write(name, &gpu.read_f32(tensor)?)?;
+        draft.values(name, gpu.read_f32(tensor)?);
     }
-    draft.keep(file)?;
+    draft.keep();
 
-    draft.text(state::CONFIG, &config.to_toml())?;
-    stats.write(draft.folder().join(state::NORM_STATS))?;
-    draft.adopt(state::NORM_STATS)?;
-    Ok(draft.commit(config.keep_checkpoints)?)
+    draft.text(state::CONFIG, config.to_toml());
+    draft.text(state::NORM_STATS, stats.to_json());
+    Ok(draft.commit(config.keep_checkpoints))
 }
 
 /// Sets a learner to what was saved. Nothing is changed unless everything fits.
@@ -180,39 +185,38 @@ fn names(section: &str, store: &ParamStore) -> Vec<(String, Vec<usize>)> {
     named.map(|(t, _)| (format!("{section}{}", t.name), t.shape)).collect()
 }
 
-fn write(gpu: &Gpu, draft: &mut Draft, file: &str, stores: &[(&str, &ParamStore)]) -> Result<()> {
-    let plan: Vec<_> = stores
-        .iter()
-        .flat_map(|(section, store)| names(section, store))
-        .collect();
-    let mut file = draft.tensors(file, &plan)?;
+fn write(gpu: &Gpu, draft: &Background, file: &'static str, stores: &[(&str, &ParamStore)]) -> Result<()> {
+    let plan = stores.iter().flat_map(|(section, store)| names(section, store));
+    draft.tensors(file, plan.collect());
     for (section, store) in stores {
-        write_store(gpu, &mut file, section, store)?;
+        write_store(gpu, draft, section, store)?;
     }
-    Ok(draft.keep(file)?)
+    draft.keep();
+    Ok(())
 }
 
-fn write_store(gpu: &Gpu, file: &mut TensorWriter, section: &str, store: &ParamStore) -> Result<()> {
+fn write_store(gpu: &Gpu, draft: &Background, section: &str, store: &ParamStore) -> Result<()> {
     for (tensor, ranges) in store.named() {
-        write_tensor(gpu, file, &format!("{section}{}", tensor.name), &ranges)?;
+        write_tensor(gpu, draft, &format!("{section}{}", tensor.name), &ranges)?;
     }
     Ok(())
 }
 
-fn write_tensor(gpu: &Gpu, file: &mut TensorWriter, name: &str, ranges: &[Tensor]) -> Result<()> {
+fn write_tensor(gpu: &Gpu, draft: &Background, name: &str, ranges: &[Tensor]) -> Result<()> {
     for range in ranges {
-        file.write(name, &gpu.read_f32(range)?)?;
+        draft.values(name, gpu.read_f32(range)?);
     }
     Ok(())
 }
 
 /// The whole model with averaged weights: what is frozen has no average and is its own.
-fn write_average(gpu: &Gpu, draft: &mut Draft, weights: &ParamStore, average: &ParamStore) -> Result<()> {
+fn write_average(gpu: &Gpu, draft: &Background, weights: &ParamStore, average: &ParamStore) -> Result<()> {
     let mut averaged = average.named().into_iter().peekable();
-    let mut file = draft.tensors(state::EMA, &names("", weights))?;
+    draft.tensors(state::EMA, names("", weights));
     for (tensor, ranges) in weights.named() {
         let own = averaged.next_if(|(t, _)| t.name == tensor.name);
-        write_tensor(gpu, &mut file, &tensor.name, own.as_ref().map_or(&ranges, |(_, r)| r))?;
+        write_tensor(gpu, draft, &tensor.name, own.as_ref().map_or(&ranges, |(_, r)| r))?;
     }
-    Ok(draft.keep(file)?)
+    draft.keep();
+    Ok(())
 }

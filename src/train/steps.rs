@@ -1,6 +1,6 @@
 //! The loop of a run: feed, step, collect numbers, evaluate, save.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::collate::Collator;
@@ -11,10 +11,12 @@ use super::guard::{Guard, Verdict};
 use super::interval::{Fed, Interval, Pending, Queue, Surroundings};
 use super::metrics::Log;
 use super::run::{Finish, Observer, Options};
+use super::saver::{Saver, shown};
 use super::setup::{self, Source};
 use super::signals::Stop;
-use super::snapshot::{self, Identity};
+use super::snapshot::Identity;
 use super::{diagnose, dump, eval, recipe};
+use crate::checkpoint::Saved;
 use crate::data::{ChunkBatch, DataError};
 use crate::ops::roofline;
 use crate::ops::watch::Watch;
@@ -32,7 +34,6 @@ const PEAK_SIDE: usize = 4096;
 pub(super) struct Run<'a> {
     options: &'a Options,
     source: &'a Source,
-    dir: &'a Path,
     learner: &'a Learner,
     feed: Feed,
     collator: Collator,
@@ -46,15 +47,16 @@ pub(super) struct Run<'a> {
     peak_flops: Option<f64>,
     guard: Guard,
     skipped: u64,
+    /// Those before this program.
+    skipped_before: u64,
     /// Steps issued, this program's and those before it.
     issued: u64,
     /// Launches of the steps.
     launches: u64,
-    /// Time spent evaluating and saving.
+    /// Time spent evaluating and handing over checkpoints.
     paused: Duration,
     first_step: Option<Duration>,
-    /// Newest checkpoint.
-    kept: Option<PathBuf>,
+    saver: Saver<'a>,
 }
 
 impl<'a> Run<'a> {
@@ -66,11 +68,15 @@ impl<'a> Run<'a> {
         learner: &'a Learner,
         feed: Feed,
         log: Option<Log>,
-        kept: Option<PathBuf>,
+        saved: Option<&Saved>,
         observer: &'a mut dyn Observer,
     ) -> Run<'a> {
         let config = &options.config;
+        let stats = &source.stats;
+        let kept = saved.map(|saved| saved.folder().to_owned());
         Run {
+            saver: Saver::new(learner, Identity { dir, config, stats }, kept),
+            skipped_before: saved.map_or(0, |saved| saved.state().skipped),
             collator: setup::collator(config),
             held_out: Vec::new(),
             interval: Interval::new(config.batch_size, learner.temperature.is_some()),
@@ -84,11 +90,9 @@ impl<'a> Run<'a> {
             first_step: None,
             options,
             source,
-            dir,
             learner,
             feed,
             log,
-            kept,
             observer,
         }
     }
@@ -161,16 +165,21 @@ impl<'a> Run<'a> {
                 self.paused += pause.elapsed();
                 gpu.take_record();
             }
-            if !self.options.dry_run && (last || done.is_multiple_of(config.save_interval)) {
+            if !self.options.dry_run && (self.saver.due(done, self.observer) || last) {
                 self.collect(0, end)?;
                 let pause = Instant::now();
                 self.save(done)?;
                 self.paused += pause.elapsed();
+                tracing::debug!(
+                    "step {done}: handed over in {:.0} ms",
+                    1e3 * pause.elapsed().as_secs_f64()
+                );
             }
         }
         self.collect(0, end)?;
         self.emit(None);
         let memory = gpu.memory()?;
+        let checkpoint = self.saver.finish(self.observer)?;
         Ok(Finish {
             first,
             end: done,
@@ -180,7 +189,7 @@ impl<'a> Run<'a> {
             launches_per_step: self.launches as f64 / (done - first).max(1) as f64,
             peak_bytes: memory.peak(),
             skipped: self.skipped,
-            checkpoint: self.kept.clone(),
+            checkpoint,
             metrics: self.log.as_ref().map(|log| log.path().to_owned()),
             signal,
         })
@@ -225,7 +234,7 @@ impl<'a> Run<'a> {
         let diagnosis = diagnose::diagnose(self.learner, &self.collator, first - 1, &batch)?;
         let dump = match self.options.dry_run {
             true => None,
-            false => match dump::write(self.learner, &self.identity(), first - 1, &batch, &diagnosis) {
+            false => match dump::write(self.learner, self.saver.identity(), first - 1, &batch, &diagnosis) {
                 Ok(path) => Some(path),
                 Err(error) => {
                     tracing::warn!("the step could not be kept for a closer look: {error}");
@@ -246,18 +255,8 @@ impl<'a> Run<'a> {
     }
 
     /// The newest checkpoint, in words.
-    fn newest(&self) -> String {
-        self.kept
-            .as_ref()
-            .map_or("none yet".into(), |folder| folder.display().to_string())
-    }
-
-    fn identity(&self) -> Identity<'a> {
-        Identity {
-            dir: self.dir,
-            config: &self.options.config,
-            stats: &self.source.stats,
-        }
+    fn newest(&mut self) -> String {
+        shown(&self.saver.newest(self.issued, self.observer))
     }
 
     fn row_due(&self, done: u64, end: u64) -> bool {
@@ -304,6 +303,7 @@ impl<'a> Run<'a> {
             return;
         };
         row.eval = evaluation;
+        row.skipped += self.skipped_before;
         for worry in self.guard.row(&row) {
             tracing::warn!("{worry}");
         }
@@ -313,11 +313,13 @@ impl<'a> Run<'a> {
         self.observer.row(&row);
     }
 
+    /// Starts saving. The interval ends here, so that a run that goes on from this checkpoint has the same rows.
     fn save(&mut self, done: u64) -> Result<()> {
-        let began = Instant::now();
-        let folder = snapshot::save(self.learner, &self.identity(), done)?;
-        self.observer.saved(&folder, began.elapsed());
-        self.kept = Some(folder);
-        Ok(())
+        self.emit(None);
+        if let Some(log) = &self.log {
+            log.sync();
+        }
+        self.saver
+            .start(done, self.skipped_before + self.skipped, self.observer)
     }
 }

@@ -103,7 +103,6 @@ pub fn save(run: &Path, step: u64, keep: usize) -> Result<PathBuf, CheckpointErr
     fill(&mut file, &sections, step as usize)?;
     draft.keep(file)?;
     draft.text(state::CONFIG, &Config::load("debug").unwrap().to_toml())?;
-    std::fs::write(draft.folder().join(state::NORM_STATS), "{}").unwrap();
-    draft.adopt(state::NORM_STATS)?;
+    draft.text(state::NORM_STATS, "{}")?;
     draft.commit(keep)
 }
