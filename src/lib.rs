@@ -7,7 +7,8 @@
 //! train ── step ── model ── ops ── gpu
 //!   ├── data         LeRobot episodes → chunk batches
 //!   ├── checkpoint   weights and training state on disk
-//!   └── config       what a run is told
+//!   ├── config       what a run is told
+//!   └── monitor      its rows for TensorBoard and wandb
 //! verify             golden fixtures → ops, model, step
 //! rng                every random number, by counter
 //! ```
@@ -19,6 +20,7 @@ pub mod config;
 pub mod data;
 pub mod gpu;
 pub mod model;
+pub mod monitor;
 pub mod ops;
 pub mod rng;
 pub mod step;

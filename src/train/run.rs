@@ -15,6 +15,7 @@ use crate::checkpoint::{self, Saved, Weights, state};
 use crate::config::Config;
 use crate::data::NormStats;
 use crate::gpu::{DeviceChoice, Gpu, GpuError};
+use crate::monitor::{Monitor, Setup};
 
 /// Prompt tokens a memory plan counts with, at most: what fits into the model.
 const PLANNED_TOKENS: usize = usize::MAX;
@@ -43,6 +44,9 @@ pub struct Options {
     pub dry_run: bool,
     /// Wait for the device after every step, so that an error names the step it happened in.
     pub sync_every_step: bool,
+    /// Write a run for `wandb sync`, and its project there.
+    pub wandb: bool,
+    pub wandb_project: String,
     /// When the program started, for the time to the first step.
     pub started: Instant,
 }
@@ -147,6 +151,17 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
         true => None,
         false => Some(Log::open(&dir, first)?),
     };
+    let mut monitor = log.as_ref().filter(|_| first < end).map_or_else(Monitor::off, |log| {
+        Monitor::open(&Setup {
+            dir: &dir,
+            metrics: log.path(),
+            step: first,
+            name: &options.exp_name,
+            project: &options.wandb_project,
+            wandb: options.wandb,
+            config,
+        })
+    });
     observer.begin(&Preparation {
         device: &gpu.caps().name,
         software: gpu.caps().software,
@@ -159,8 +174,25 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
         run_dir: &dir,
     });
     let kept = saved.as_ref().map(|s| s.folder().to_owned());
-    let feed = source.feed(config, first, end)?;
-    Run::new(options, &source, &dir, &learner, feed, log, kept, observer).steps(first, end, stop)
+    let finish = source.feed(config, first, end).and_then(|feed| {
+        let run = Run::new(
+            options,
+            &source,
+            &dir,
+            &learner,
+            feed,
+            log,
+            &mut monitor,
+            kept,
+            observer,
+        );
+        run.steps(first, end, stop)
+    });
+    monitor.finish(match &finish {
+        Ok(finish) => finish.signal.map_or(0, |signal| 128 + signal as u8),
+        Err(e) => e.exit_code(),
+    });
+    finish
 }
 
 /// The checkpoint to go on from.

@@ -13,6 +13,7 @@ use super::signals::Stop;
 use super::snapshot::{self, Identity};
 use super::{eval, recipe};
 use crate::data::{ChunkBatch, DataError};
+use crate::monitor::Monitor;
 use crate::step::metrics::{Metrics, Slot, Values};
 use crate::step::{Learner, optimizer, schedule};
 
@@ -32,6 +33,7 @@ pub(super) struct Run<'a> {
     /// Batches of held-out chunks, once made.
     held_out: Vec<ChunkBatch>,
     log: Option<Log>,
+    monitor: &'a mut Monitor,
     observer: &'a mut dyn Observer,
     interval: Interval,
     queue: Queue,
@@ -56,6 +58,7 @@ impl<'a> Run<'a> {
         learner: &'a Learner,
         feed: Feed,
         log: Option<Log>,
+        monitor: &'a mut Monitor,
         kept: Option<PathBuf>,
         observer: &'a mut dyn Observer,
     ) -> Run<'a> {
@@ -76,6 +79,7 @@ impl<'a> Run<'a> {
             learner,
             feed,
             log,
+            monitor,
             kept,
             observer,
         }
@@ -113,6 +117,7 @@ impl<'a> Run<'a> {
             }
             self.collect(if self.first_step.is_none() { 0 } else { IN_FLIGHT }, end)?;
             self.observer.step(done);
+            self.monitor.tick();
 
             signal = stop.signal();
             let last = done == end || signal.is_some();
@@ -237,6 +242,7 @@ impl<'a> Run<'a> {
         if let Some(log) = &mut self.log {
             log.write(&row);
         }
+        self.monitor.row(row.step, &row);
         self.observer.row(&row);
     }
 
@@ -247,6 +253,7 @@ impl<'a> Run<'a> {
             config: &self.options.config,
             stats: &self.source.stats,
         };
+        self.monitor.flush();
         let folder = snapshot::save(self.learner, &identity, done)?;
         self.observer.saved(&folder, began.elapsed());
         self.kept = Some(folder);
