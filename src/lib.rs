@@ -9,6 +9,7 @@
 //!   ├── checkpoint   weights and training state on disk
 //!   ├── config       what a run is told
 //!   └── monitor      its rows for TensorBoard and wandb
+//! report             the numbers of runs as a page
 //! verify             golden fixtures → ops, model, step
 //! rng                every random number, by counter
 //! ```
@@ -22,6 +23,7 @@ pub mod gpu;
 pub mod model;
 pub mod monitor;
 pub mod ops;
+pub mod report;
 pub mod rng;
 pub mod step;
 pub mod train;

@@ -46,6 +46,8 @@ enum Command {
     Checkpoint(commands::checkpoint::Command),
     /// Sample actions of a checkpoint for frames of a dataset, and compare them with the recorded ones.
     Sample(commands::sample::Args),
+    /// Show the numbers of runs, with charts, as one HTML page.
+    Report(commands::report::Args),
     /// Show a configuration.
     #[command(subcommand)]
     Config(commands::config::Command),
@@ -64,7 +66,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()))
         .with_target(false)
         .without_time()
         .init();
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Command::Data(command) => commands::data::run(&command),
         Command::Checkpoint(command) => commands::checkpoint::run(&command),
         Command::Sample(args) => commands::sample::run(&args),
+        Command::Report(args) => commands::report::run(args),
         Command::Config(command) => commands::config::run(&command),
     };
     match done {

@@ -8,6 +8,7 @@ pub mod data;
 pub mod doctor;
 mod flags;
 pub mod plan;
+pub mod report;
 pub mod sample;
 mod table;
 pub mod train;
@@ -17,6 +18,7 @@ use acrlpd::checkpoint::CheckpointError;
 use acrlpd::config::ConfigError;
 use acrlpd::data::DataError;
 use acrlpd::gpu::GpuError;
+use acrlpd::report::ReportError;
 use acrlpd::train::TrainError;
 use acrlpd::verify::VerifyError;
 
@@ -42,6 +44,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         }
         if let Some(e) = cause.downcast_ref::<VerifyError>() {
             return if matches!(e, VerifyError::Gpu(_)) { 4 } else { 3 };
+        }
+        if let Some(e) = cause.downcast_ref::<ReportError>() {
+            return e.exit_code();
         }
         if cause.is::<GpuError>() {
             return 4;
