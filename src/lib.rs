@@ -7,7 +7,9 @@
 //! train ── step ── model ── ops ── gpu
 //!   ├── data         LeRobot episodes → chunk batches
 //!   ├── checkpoint   weights and training state on disk
-//!   └── config       what a run is told
+//!   ├── config       what a run is told
+//!   └── monitor      its rows for TensorBoard and wandb
+//! report             the numbers of runs as a page
 //! verify             golden fixtures → ops, model, step
 //! files              every write to the disk
 //! rng                every random number, by counter
@@ -21,7 +23,9 @@ pub mod data;
 pub mod files;
 pub mod gpu;
 pub mod model;
+pub mod monitor;
 pub mod ops;
+pub mod report;
 pub mod rng;
 pub mod step;
 pub mod train;

@@ -49,6 +49,8 @@ enum Command {
     Sample(commands::sample::Args),
     /// Score a checkpoint on recorded episodes: action errors by joint, flow loss, what critics make of good and bad ones.
     Eval(commands::eval::Args),
+    /// Show the numbers of runs, with charts, as one HTML page.
+    Report(commands::report::Args),
     /// Show a configuration.
     #[command(subcommand)]
     Config(commands::config::Command),
@@ -67,7 +69,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()))
         .with_target(false)
         .without_time()
         .init();
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
         Command::Checkpoint(command) => commands::checkpoint::run(&command),
         Command::Sample(args) => commands::sample::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Report(args) => commands::report::run(args),
         Command::Config(command) => commands::config::run(&command),
     };
     match done {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use acrlpd::train::metrics::Row;
 use acrlpd::train::{Finish, Observer, Preparation};
+use console::style;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::table::{bytes, number, table};
@@ -15,6 +16,19 @@ const HEADER_EVERY: usize = 25;
 const COLUMNS: [&str; 10] = [
     "step", "critic", "actor", "bc", "Q", "best Q", "|g| pi0", "|g| Q", "lr pi0", "steps/s",
 ];
+
+/// Cells side by side, the steps in a narrower column.
+fn line(cells: [String; 10]) -> String {
+    let [step, numbers @ ..] = cells;
+    numbers
+        .iter()
+        .fold(format!("{step:>8}"), |line, cell| format!("{line} {cell:>10}"))
+}
+
+/// A number, or a dash where nothing was measured.
+fn cell(x: f64) -> String {
+    if x.is_nan() { "-".into() } else { number(x) }
+}
 
 /// One number of a row.
 type Pick = fn(&Row) -> f64;
@@ -54,7 +68,7 @@ impl Console {
                 ("gradient norm of critics", |r| r.critic_grad_norm),
             ];
             for (name, value) in pick {
-                t.add_row([name.to_owned(), number(value(first)), number(value(last))]);
+                t.add_row([name.to_owned(), cell(value(first)), cell(value(last))]);
             }
             println!("\n{t}");
         }
@@ -156,38 +170,40 @@ impl Observer for Console {
     }
 
     fn row(&mut self, row: &Row) {
-        let line = |cells: [String; 10]| cells.map(|c| format!("{c:>10}")).join("");
         if self.rows.is_multiple_of(HEADER_EVERY) {
-            self.say(&line(COLUMNS.map(String::from)));
+            // Colours are for terminals, and not if NO_COLOR is set.
+            self.say(&style(line(COLUMNS.map(String::from))).bold().to_string());
         }
         self.rows += 1;
         self.say(&line([
             row.step.to_string(),
-            number(row.critic_loss),
-            number(row.actor_loss),
-            number(row.bc_loss),
-            number(row.q),
-            number(row.best_q),
-            number(row.pi0_grad_norm),
-            number(row.critic_grad_norm),
-            number(row.pi0_lr),
+            cell(row.critic_loss),
+            cell(row.actor_loss),
+            cell(row.bc_loss),
+            cell(row.q),
+            cell(row.best_q),
+            cell(row.pi0_grad_norm),
+            cell(row.critic_grad_norm),
+            cell(row.pi0_lr),
             format!("{:.2}", row.steps_per_s),
         ]));
         if let Some(e) = &row.eval {
-            self.say(&format!(
-                "{:>10}  held out: action error {} (one sample), {} (critics' choice); Q {} (recorded), {} (choice)",
+            let text = format!(
+                "{:>8}  held out: action error {} (one sample), {} (critics' choice); Q {} (recorded), {} (choice)",
                 row.step,
                 number(e.all.action_error),
                 number(e.all.best_action_error),
                 number(e.all.q),
                 number(e.all.best_q)
-            ));
+            );
+            self.say(&style(text).cyan().to_string());
         }
         self.first.get_or_insert_with(|| row.clone());
         self.last = Some(row.clone());
     }
 
     fn saved(&mut self, folder: &Path, took: Duration) {
-        self.say(&format!("saved {} in {:.1} s", folder.display(), took.as_secs_f64()));
+        let text = format!("   saved  {} in {:.1} s", folder.display(), took.as_secs_f64());
+        self.say(&style(text).dim().to_string());
     }
 }

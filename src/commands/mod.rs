@@ -10,6 +10,7 @@ pub mod eval;
 mod flags;
 pub mod plan;
 mod policy;
+pub mod report;
 pub mod sample;
 mod table;
 pub mod train;
@@ -19,6 +20,7 @@ use acrlpd::checkpoint::CheckpointError;
 use acrlpd::config::ConfigError;
 use acrlpd::data::DataError;
 use acrlpd::gpu::GpuError;
+use acrlpd::report::ReportError;
 use acrlpd::train::TrainError;
 use acrlpd::verify::VerifyError;
 
@@ -44,6 +46,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         }
         if let Some(e) = cause.downcast_ref::<VerifyError>() {
             return if matches!(e, VerifyError::Gpu(_)) { 4 } else { 3 };
+        }
+        if let Some(e) = cause.downcast_ref::<ReportError>() {
+            return e.exit_code();
         }
         if cause.is::<GpuError>() {
             return 4;

@@ -48,12 +48,12 @@ pub struct Args {
     /// Prepare everything, do one step, write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Accepted for scripts that have it: metrics go to metrics.jsonl in the run's folder and nowhere else.
+    /// Write no run for `wandb sync`.
     #[arg(long)]
     no_wandb: bool,
-    /// Accepted with a warning: nothing is sent to wandb.
-    #[arg(long, value_name = "NAME")]
-    wandb_project: Option<String>,
+    /// Project of the run at wandb.
+    #[arg(long, value_name = "NAME", default_value = "acrlpd")]
+    wandb_project: String,
 }
 
 pub fn run(args: Args, started: Instant) -> Outcome {
@@ -66,9 +66,6 @@ pub fn run(args: Args, started: Instant) -> Outcome {
     }
     if !(args.memory_fraction > 0.0 && args.memory_fraction <= 1.0) {
         anyhow::bail!("--memory-fraction {} is not a share in (0, 1]", args.memory_fraction);
-    }
-    if let (Some(name), false) = (&args.wandb_project, args.no_wandb) {
-        tracing::warn!("--wandb-project {name}: nothing is sent to wandb; metrics are in metrics.jsonl of the run");
     }
     let log_interval = if args.debug {
         Some("1".to_owned())
@@ -94,6 +91,8 @@ pub fn run(args: Args, started: Instant) -> Outcome {
         memory_fraction: args.memory_fraction,
         dry_run: args.dry_run,
         watch: args.debug,
+        wandb: !args.no_wandb,
+        wandb_project: args.wandb_project,
         started,
     };
     let stop = Stop::listen().context("the signal handlers cannot be installed")?;

@@ -9,13 +9,14 @@ use super::lock::Lock;
 use super::metrics::{Log, Row};
 use super::plan::{self, Plan};
 use super::setup::{self, Source};
-use super::signals::Stop;
+use super::signals::{self, Stop};
 use super::snapshot;
 use super::steps::Run;
 use crate::checkpoint::{self, Saved, Weights, state};
 use crate::config::Config;
 use crate::data::NormStats;
 use crate::gpu::{DeviceChoice, Gpu, GpuError};
+use crate::monitor::{Monitor, Setup};
 
 /// Prompt tokens a memory plan counts with, at most: what fits into the model.
 const PLANNED_TOKENS: usize = usize::MAX;
@@ -44,6 +45,9 @@ pub struct Options {
     pub dry_run: bool,
     /// Look at what every launch writes and wait for the device after each step, so that errors name where they happened.
     pub watch: bool,
+    /// Write a run for `wandb sync`, and its project there.
+    pub wandb: bool,
+    pub wandb_project: String,
     /// When the program started, for the time to the first step.
     pub started: Instant,
 }
@@ -155,6 +159,17 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
         true => None,
         false => Some(Log::open(&dir, first)?),
     };
+    let mut monitor = log.as_ref().filter(|_| first < end).map_or_else(Monitor::off, |log| {
+        Monitor::open(&Setup {
+            dir: &dir,
+            metrics: log.path(),
+            step: first,
+            name: &options.exp_name,
+            project: &options.wandb_project,
+            wandb: options.wandb,
+            config,
+        })
+    });
     observer.begin(&Preparation {
         device: &gpu.caps().name,
         software: gpu.caps().software,
@@ -166,9 +181,24 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
         weights: weights.as_ref().map(Weights::path),
         run_dir: &dir,
     });
-    let feed = source.feed(config, first, end)?;
-    let finish =
-        Run::new(options, &source, &dir, &learner, feed, log, saved.as_ref(), observer).steps(first, end, stop);
+    let finish = source.feed(config, first, end).and_then(|feed| {
+        let run = Run::new(
+            options,
+            &source,
+            &dir,
+            &learner,
+            feed,
+            log,
+            &mut monitor,
+            saved.as_ref(),
+            observer,
+        );
+        run.steps(first, end, stop)
+    });
+    monitor.finish(match &finish {
+        Ok(finish) => signals::exit_code(finish.signal),
+        Err(e) => e.exit_code(),
+    });
     drop(lock);
     finish
 }

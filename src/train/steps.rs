@@ -18,6 +18,7 @@ use super::snapshot::Identity;
 use super::{diagnose, dump, eval, recipe};
 use crate::checkpoint::Saved;
 use crate::data::{ChunkBatch, DataError};
+use crate::monitor::Monitor;
 use crate::ops::roofline;
 use crate::ops::watch::Watch;
 use crate::step::metrics::{Metrics, Slot, Values};
@@ -40,6 +41,7 @@ pub(super) struct Run<'a> {
     /// Batches of held-out chunks, once made.
     held_out: Vec<ChunkBatch>,
     log: Option<Log>,
+    monitor: &'a mut Monitor,
     observer: &'a mut dyn Observer,
     interval: Interval,
     queue: Queue,
@@ -68,6 +70,7 @@ impl<'a> Run<'a> {
         learner: &'a Learner,
         feed: Feed,
         log: Option<Log>,
+        monitor: &'a mut Monitor,
         saved: Option<&Saved>,
         observer: &'a mut dyn Observer,
     ) -> Run<'a> {
@@ -93,6 +96,7 @@ impl<'a> Run<'a> {
             learner,
             feed,
             log,
+            monitor,
             observer,
         }
     }
@@ -154,6 +158,7 @@ impl<'a> Run<'a> {
             }
             self.collect(if self.first_step.is_none() { 0 } else { IN_FLIGHT }, end)?;
             self.observer.step(done);
+            self.monitor.tick();
 
             signal = stop.signal();
             let last = done == end || signal.is_some();
@@ -310,6 +315,7 @@ impl<'a> Run<'a> {
         if let Some(log) = &mut self.log {
             log.write(&row);
         }
+        self.monitor.row(row.step, &row);
         self.observer.row(&row);
     }
 
@@ -319,6 +325,7 @@ impl<'a> Run<'a> {
         if let Some(log) = &self.log {
             log.sync();
         }
+        self.monitor.flush();
         self.saver
             .start(done, self.skipped_before + self.skipped, self.observer)
     }
