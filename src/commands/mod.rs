@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod checkpoint;
+pub mod completions;
 pub mod config;
 mod console;
 pub mod data;
@@ -11,6 +12,7 @@ pub mod plan;
 pub mod sample;
 mod table;
 pub mod train;
+pub mod usage;
 pub mod verify;
 
 use acrlpd::checkpoint::CheckpointError;
@@ -26,7 +28,7 @@ pub type Outcome = anyhow::Result<u8>;
 /// A check that failed.
 pub const FAILED: u8 = 1;
 /// Flags that cannot be used.
-const USAGE: u8 = 2;
+pub const USAGE: u8 = 2;
 
 /// The documented exit code of an error.
 pub fn exit_code(error: &anyhow::Error) -> u8 {

@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use super::Outcome;
 use super::console::Console;
-use super::flags::{ConfigFlags, DeviceFlag};
+use super::flags::{ConfigFlags, DeviceFlag, MemoryFlag};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -19,9 +19,8 @@ pub struct Args {
     exp_name: String,
     #[command(flatten)]
     device: DeviceFlag,
-    /// Share of the device's memory that the step may need.
-    #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
-    memory_fraction: f64,
+    #[command(flatten)]
+    memory: MemoryFlag,
     /// Root of all checkpoints.
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
@@ -62,23 +61,32 @@ pub fn run(args: Args, started: Instant) -> Outcome {
             args.exp_name
         );
     }
-    if !(args.memory_fraction > 0.0 && args.memory_fraction <= 1.0) {
-        anyhow::bail!("--memory-fraction {} is not a share in (0, 1]", args.memory_fraction);
-    }
-    if let (Some(name), false) = (&args.wandb_project, args.no_wandb) {
-        tracing::warn!("--wandb-project {name}: nothing is sent to wandb; metrics are in metrics.jsonl of the run");
-    }
-    let log_interval = if args.debug {
-        Some("1".to_owned())
-    } else {
-        args.log_interval
+    let memory_fraction = args.memory.share()?;
+    // A project is named to be used.
+    let wandb = match (args.no_wandb, &args.wandb_project) {
+        (true, _) => Some(("--no-wandb", "false".to_owned())),
+        (false, Some(_)) => Some(("--wandb-project", "true".to_owned())),
+        (false, None) => None,
     };
+    let (wandb_flag, wandb_enabled) = wandb.unzip();
+    let (log_flag, log_interval) = if args.debug {
+        ("--debug", Some("1".to_owned()))
+    } else {
+        ("--log-interval", args.log_interval)
+    };
+    let checkpoint_dir = args.checkpoint_dir.map(|p| p.display().to_string());
     let config = args.config.load(&[
-        ("checkpoint_dir", args.checkpoint_dir.map(|p| p.display().to_string())),
-        ("log_interval", log_interval),
-        ("save_interval", args.save_interval),
-        ("eval_interval", args.eval_interval),
+        ("--checkpoint-dir", "checkpoint_dir", checkpoint_dir),
+        (log_flag, "log_interval", log_interval),
+        ("--save-interval", "save_interval", args.save_interval),
+        ("--eval-interval", "eval_interval", args.eval_interval),
+        ("--wandb-project", "project_name", args.wandb_project),
+        (wandb_flag.unwrap_or_default(), "wandb_enabled", wandb_enabled),
     ])?;
+    if config.wandb_enabled {
+        let project = &config.project_name;
+        tracing::warn!("nothing is sent to the wandb project {project}; metrics are in metrics.jsonl of the run");
+    }
     let start = match (args.resume, args.overwrite) {
         (true, _) => Start::Resume,
         (_, true) => Start::Overwrite,
@@ -89,7 +97,7 @@ pub fn run(args: Args, started: Instant) -> Outcome {
         exp_name: args.exp_name,
         start,
         device: args.device.device,
-        memory_fraction: args.memory_fraction,
+        memory_fraction,
         dry_run: args.dry_run,
         sync_every_step: args.debug,
         started,
