@@ -54,7 +54,7 @@ const BROKEN: &[(&str, &str, &str, &[&str])] = &[
     // Known names without a meaning here.
     (
         "[critic]",
-        "[critic]\nactivation = \"relu\"",
+        "[critic]\nactivation = \"gelu\"",
         "activation",
         &["critic.activation is not supported", "ReLU"],
     ),
@@ -72,7 +72,7 @@ const BROKEN: &[(&str, &str, &str, &[&str])] = &[
     ),
     (
         "discount = 0.99",
-        "discount = 0.99\nlr_min_factor = 0.1",
+        "discount = 0.99\nlr_min_factor = 0.2",
         "lr_min_factor",
         &["optimizer.actor.lr_min_factor"],
     ),
@@ -205,7 +205,7 @@ const BROKEN: &[(&str, &str, &str, &[&str])] = &[
         &[],
     ),
     (
-        "project_name = \"acrlpd\"\n# Send metrics to wandb, too. Default false.\nwandb_enabled = false",
+        "project_name = \"acrlpd\"\n# Metrics are meant for wandb, too: nothing sends them yet, and the run says so. Default false.\nwandb_enabled = false",
         "project_name = \"\"\nwandb_enabled = true",
         "project_name",
         &["name the project"],

@@ -61,7 +61,7 @@ fn mistakes_have_their_line() {
         ("{\"acrlpd\": {\n\n  \"discout\": 1}}", 3, "`acrlpd.discount`"),
         ("{\n\"seed\": 1,\n\"seed\": 2}", 3, "duplicate key `seed`"),
         ("{\n\"seed\": 1,,\n}", 2, "is not JSON"),
-        ("{\n\"seed\": 1\n", 2, "is not JSON: EOF"),
+        ("{\n\"seed\": 1\n", 3, "is not JSON: EOF"),
         ("[1]", 1, "an object in { }"),
         ("{\n\n\"batch_size\": \"eight\"}", 3, "`batch_size` cannot be used"),
         ("{\n\"batch_size\": 99999999999999999999}", 2, "`batch_size`"),
