@@ -175,3 +175,25 @@ fn man_pages_have_every_flag() {
     assert!(page("acrlpd.1").contains("acrlpd-train(1)"));
     assert!(Path::new(&folder).join("acrlpd-man.1").exists());
 }
+
+/// `acrlpd config schema | head -1` ends without a word.
+#[test]
+fn a_reader_that_goes_away_is_no_mistake() {
+    for args in [
+        &["config", "schema"][..],
+        &["config", "show", "debug"],
+        &["completions", "zsh"],
+        &["man"],
+    ] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_acrlpd"));
+        child.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        drop(child.stdout.take());
+        let out = child.wait_with_output().unwrap();
+        assert!(
+            out.status.success() && out.stderr.is_empty(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+}

@@ -1,6 +1,5 @@
 //! `acrlpd completions` and `acrlpd man`: made from the flags themselves.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -24,7 +23,9 @@ pub struct ManPages {
 }
 
 pub fn completions(args: &Completions) -> Outcome {
-    clap_complete::generate(args.shell, &mut Cli::command(), "acrlpd", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "acrlpd", &mut script);
+    super::print(&String::from_utf8_lossy(&script))?;
     Ok(0)
 }
 
@@ -34,7 +35,7 @@ pub fn man(args: &ManPages) -> Outcome {
         command.build();
         let mut text = Vec::new();
         pages(command, &mut text)?;
-        std::io::stdout().write_all(&text)?;
+        super::print(&String::from_utf8_lossy(&text))?;
         return Ok(0);
     };
     std::fs::create_dir_all(dir)

@@ -36,24 +36,27 @@ pub struct Show {
 }
 
 pub fn run(command: &Command) -> Outcome {
-    match command {
+    let lines = |words: Vec<String>| words.join("\n") + "\n";
+    let text = match command {
         Command::Show(args) => show(args)?,
-        Command::Schema => println!("{}", serde_json::to_string_pretty(&Config::schema())?),
-        Command::Keys => Config::keys().iter().for_each(|key| println!("{key}")),
-        Command::Presets => presets::PRESETS.iter().for_each(|preset| println!("{}", preset.0)),
-    }
+        Command::Schema => json(&Config::schema())?,
+        Command::Keys => lines(Config::keys()),
+        Command::Presets => lines(presets::PRESETS.iter().map(|preset| preset.0.to_owned()).collect()),
+    };
+    super::print(&text)?;
     Ok(0)
 }
 
-fn show(args: &Show) -> anyhow::Result<()> {
+fn show(args: &Show) -> anyhow::Result<String> {
     let name = args.name.as_ref().or(args.config.as_ref()).map_or("", String::as_str);
     let config = args.changes.load(name, &[])?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&config.to_json())?);
-    } else if args.toml {
-        print!("{}", config.to_toml());
-    } else {
-        print!("{}", config.show());
-    }
-    Ok(())
+    Ok(match (args.json, args.toml) {
+        (true, _) => json(&config.to_json())?,
+        (false, true) => config.to_toml(),
+        (false, false) => config.show(),
+    })
+}
+
+fn json(value: &serde_json::Value) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
 }

@@ -6,6 +6,9 @@ use acrlpd::config::{Config, Override, What};
 use acrlpd::gpu::DeviceChoice;
 use clap::Args;
 
+/// A flag, the key it sets, and the value if it was given.
+pub type Given = (&'static str, &'static str, Option<String>);
+
 /// Which configuration, and what is different about it.
 #[derive(Args, Clone, Debug)]
 pub struct ConfigFlags {
@@ -46,15 +49,15 @@ pub struct Changes {
 }
 
 impl ConfigFlags {
-    /// The configuration with the flags on top of it, and `more` (flag, key, value) below `--set`.
-    pub fn load(&self, more: &[(&str, &str, Option<String>)]) -> anyhow::Result<Config> {
+    /// The configuration with the flags on top of it, and `more` below `--set`.
+    pub fn load(&self, more: &[Given]) -> anyhow::Result<Config> {
         self.changes.load(&self.config, more)
     }
 }
 
 impl Changes {
-    /// The configuration `name` with these flags on top of it, and `more` (flag, key, value) below `--set`.
-    pub fn load(&self, name: &str, more: &[(&str, &str, Option<String>)]) -> anyhow::Result<Config> {
+    /// The configuration `name` with these flags on top of it, and `more` below `--set`.
+    pub fn load(&self, name: &str, more: &[Given]) -> anyhow::Result<Config> {
         let data = self.data.as_ref().map(|path| path.display().to_string());
         let flags = [
             ("--max-steps", "num_train_steps", self.max_steps.clone()),
@@ -69,9 +72,9 @@ impl Changes {
             ("--seed", "seed", self.seed.clone()),
             ("--data", "data.path", data),
         ];
-        let given = |(flag, key, value): &(&str, &str, Option<String>)| {
-            let (flag, key) = ((*flag).to_owned(), (*key).to_owned());
-            value.clone().map(|value| Override { flag, key, value })
+        let given = |(flag, key, value): &Given| {
+            let (key, value) = ((*key).to_owned(), value.clone()?);
+            Some(Override { flag, key, value })
         };
         let mut overrides: Vec<Override> = flags.iter().chain(more).filter_map(given).collect();
         for text in &self.set {
@@ -79,7 +82,7 @@ impl Changes {
                 anyhow::bail!("--set {text} has no `=`; write --set key.path=value, e.g. --set acrlpd.discount=0.98");
             };
             overrides.push(Override {
-                flag: "--set".into(),
+                flag: "--set",
                 key: key.trim().into(),
                 value: value.trim().into(),
             });

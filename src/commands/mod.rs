@@ -15,12 +15,23 @@ pub mod train;
 pub mod usage;
 pub mod verify;
 
+use std::io::{ErrorKind, Write};
+
 use acrlpd::checkpoint::CheckpointError;
 use acrlpd::config::ConfigError;
 use acrlpd::data::DataError;
 use acrlpd::gpu::GpuError;
 use acrlpd::train::TrainError;
 use acrlpd::verify::VerifyError;
+
+/// Prints a whole text. A reader that has seen enough (`| head`) is no mistake.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(anyhow::Error::from(e).context("stdout cannot be written")),
+        _ => Ok(()),
+    }
+}
 
 /// What a command returns: its exit code, or why it failed.
 pub type Outcome = anyhow::Result<u8>;

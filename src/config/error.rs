@@ -44,7 +44,7 @@ pub enum ConfigError {
         place: Place,
         key: String,
         means: String,
-        other: String,
+        other: Box<Place>,
     },
     #[error("{place}: `base` leads back to {to}; a configuration cannot inherit from itself")]
     Cycle { place: Place, to: String },
@@ -67,7 +67,11 @@ pub enum Place {
     /// In a preset of the program, at a line counted from 1.
     Preset { name: String, line: usize },
     /// By a flag, or [`Config::set`](super::Config::set).
-    Flag { flag: String, key: String, value: String },
+    Flag {
+        flag: &'static str,
+        key: String,
+        value: String,
+    },
     /// Nowhere: it is the default.
     Default,
 }
@@ -77,7 +81,7 @@ impl fmt::Display for Place {
         match self {
             Place::File { path, line } => write!(f, "`{}` line {line}", path.display()),
             Place::Preset { name, line } => write!(f, "preset `{name}` line {line}"),
-            Place::Flag { flag, key, value } if flag == SET => write!(f, "setting `{key}={value}`"),
+            Place::Flag { flag, key, value } if *flag == SET => write!(f, "setting `{key}={value}`"),
             Place::Flag { flag, value, .. } => write!(f, "`{flag} {value}`"),
             Place::Default => f.write_str("the default"),
         }

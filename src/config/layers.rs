@@ -195,7 +195,7 @@ impl Layers {
         // Two names of one key in one file may agree, but not differ.
         match self.values.get(&means) {
             Some((other, at)) if same_document(at, &place) && *other != value => {
-                let other = at.to_string();
+                let other = Box::new(at.clone());
                 Err(ConfigError::Twice {
                     place,
                     key,

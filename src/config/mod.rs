@@ -63,7 +63,7 @@ pub use schema::*;
 #[derive(Clone, Debug)]
 pub struct Override {
     /// The flag, for messages and [`Config::show`]; `--set` is spoken of by key and value.
-    pub flag: String,
+    pub flag: &'static str,
     /// Under any of its names.
     pub key: String,
     /// As [`Config::set`] reads it.
@@ -85,7 +85,7 @@ impl Config {
     /// As [`Config::load`] and [`Config::set`].
     pub fn load_with(name_or_path: &str, overrides: &[(String, String)]) -> Result<Config, ConfigError> {
         let by_key = |(key, value): &(String, String)| Override {
-            flag: SET.into(),
+            flag: SET,
             key: key.clone(),
             value: value.clone(),
         };
@@ -123,7 +123,7 @@ impl Config {
     /// Unknown keys and values of another type; `self` is unchanged then.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), ConfigError> {
         self.put(&Override {
-            flag: SET.into(),
+            flag: SET,
             key: key.into(),
             value: value.into(),
         })

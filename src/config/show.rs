@@ -62,8 +62,8 @@ impl Config {
 fn said(place: &Place) -> String {
     match place {
         Place::Default => "default".into(),
-        Place::Flag { flag, key, .. } if flag == super::SET => format!("--set {key}"),
-        Place::Flag { flag, .. } => flag.clone(),
+        Place::Flag { flag, key, .. } if *flag == super::SET => format!("--set {key}"),
+        Place::Flag { flag, .. } => (*flag).to_owned(),
         written => written.to_string(),
     }
 }
