@@ -2,11 +2,13 @@
 
 mod commands;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use acrlpd::files::fault;
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -54,18 +56,39 @@ enum Command {
     /// Show a configuration.
     #[command(subcommand)]
     Config(commands::config::Command),
+    /// Print the completions of a shell.
+    Completions(commands::completions::Completions),
+    /// Print the man pages, or write them to a folder.
+    Man(commands::completions::ManPages),
 }
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let cli = Cli::parse_from(with_dashes(std::env::args()));
+    let cli = match Cli::try_parse_from(with_dashes(std::env::args_os())) {
+        Ok(cli) => cli,
+        // Help and version are answers, not mistakes.
+        Err(asked) if !asked.use_stderr() || asked.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            asked.exit()
+        }
+        Err(wrong) => return usage_error(&commands::usage::sentence(&wrong)),
+    };
     let debug = matches!(&cli.command, Command::Train(args) if args.debug);
     let level = if debug {
         "acrlpd=debug,warn"
     } else {
         "acrlpd=info,error"
     };
-    let filter = EnvFilter::try_from_env("ACRLPD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = match std::env::var_os("ACRLPD_LOG") {
+        None => EnvFilter::new(level),
+        Some(wanted) => match EnvFilter::builder().parse(wanted.to_string_lossy()) {
+            Ok(filter) => filter,
+            Err(e) => {
+                return usage_error(&format!(
+                    "ACRLPD_LOG {wanted:?}: {e}; write e.g. ACRLPD_LOG=acrlpd=debug"
+                ));
+            }
+        },
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -94,6 +117,8 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(&args),
         Command::Report(args) => commands::report::run(args),
         Command::Config(command) => commands::config::run(&command),
+        Command::Completions(args) => commands::completions::completions(&args),
+        Command::Man(args) => commands::completions::man(&args),
     };
     match done {
         Ok(code) => ExitCode::from(code),
@@ -104,18 +129,23 @@ fn main() -> ExitCode {
     }
 }
 
+fn usage_error(sentence: &str) -> ExitCode {
+    eprintln!("error: {sentence}");
+    ExitCode::from(commands::USAGE)
+}
+
 /// Flags may be written with underscores: `--batch_size` is `--batch-size`.
-fn with_dashes(args: impl Iterator<Item = String>) -> Vec<String> {
+fn with_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut plain = false;
-    let dashed = |arg: String| {
+    let dashed = |arg: OsString| {
         plain |= arg == "--";
-        match arg.strip_prefix("--") {
+        match arg.to_str().and_then(|arg| arg.strip_prefix("--")) {
             Some(flag) if !plain => {
                 let (name, value) = match flag.split_once('=') {
                     Some((name, value)) => (name, format!("={value}")),
                     None => (flag, String::new()),
                 };
-                format!("--{}{value}", name.replace('_', "-"))
+                format!("--{}{value}", name.replace('_', "-")).into()
             }
             _ => arg,
         }
@@ -135,7 +165,7 @@ mod tests {
 
     #[test]
     fn underscores_become_dashes_in_names_only() {
-        let args = ["train", "--exp_name=a_b", "--pi0_lr", "--", "--x_y"].map(String::from);
+        let args = ["train", "--exp_name=a_b", "--pi0_lr", "--", "--x_y"].map(OsString::from);
         let want = ["train", "--exp-name=a_b", "--pi0-lr", "--", "--x_y"];
         assert_eq!(with_dashes(args.into_iter()), want);
     }

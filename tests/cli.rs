@@ -100,6 +100,12 @@ fn wrong_input_gets_one_sentence_and_its_exit_code() {
     );
     complains(3, &train(&["--set=data.tokenizer=/no.model"]), &["/no.model"]);
     complains(3, &train(&["--set=data.norm_stats=/no.json"]), &["/no.json"]);
+    // The critics' actions against the dataset's.
+    complains(
+        3,
+        &train(&["--set=qchunking.action_dim=7"]),
+        &["qchunking.action_dim", "it is 7", "14 wide"],
+    );
     complains(2, &train(&["--batch-size=zero"]), &["batch_size", "zero"]);
     complains(2, &train(&["--batch-size=0"]), &["batch_size", "at least 1"]);
     complains(

@@ -32,6 +32,10 @@ fn names_mean_files_here_first_and_presets_of_the_program_else() {
     let new = Config::load("new").unwrap();
     assert_eq!((new.batch_size, new.name.as_str()), (4, "new"));
 
+    // JSON is found by its name, too.
+    fs::write("configs/other.json", "{\"base\": \"new\"}").unwrap();
+    assert_eq!(Config::load("other").unwrap().batch_size, 4);
+
     // From inside the folder, relative paths still start above it.
     fs::write("configs/paths.toml", "base = \"debug\"\n[data]\npath = \"set\"\n").unwrap();
     std::env::set_current_dir(here.join("configs")).unwrap();

@@ -2,16 +2,26 @@
 
 use std::path::PathBuf;
 
-use acrlpd::config::{Config, ConfigError};
+use acrlpd::config::{Config, Override, What};
 use acrlpd::gpu::DeviceChoice;
 use clap::Args;
+
+/// A flag, the key it sets, and the value if it was given.
+pub type Given = (&'static str, &'static str, Option<String>);
 
 /// Which configuration, and what is different about it.
 #[derive(Args, Clone, Debug)]
 pub struct ConfigFlags {
-    /// Preset (debug, rl_fold_box, rl_aloha_fold, rl_libero, rl_droid) or file.
+    /// Preset (debug, rl_fold_box, rl_aloha_fold, rl_libero, rl_droid), or a .toml or .json file.
     #[arg(long, value_name = "NAME|FILE")]
     pub config: String,
+    #[command(flatten)]
+    pub changes: Changes,
+}
+
+/// What is different from a configuration.
+#[derive(Args, Clone, Debug)]
+pub struct Changes {
     /// Optimizer steps of the run.
     #[arg(long, value_name = "N")]
     pub max_steps: Option<String>,
@@ -40,29 +50,64 @@ pub struct ConfigFlags {
 
 impl ConfigFlags {
     /// The configuration with the flags on top of it, and `more` below `--set`.
-    pub fn load(&self, more: &[(&str, Option<String>)]) -> anyhow::Result<Config> {
-        let path = |p: &PathBuf| p.display().to_string();
+    pub fn load(&self, more: &[Given]) -> anyhow::Result<Config> {
+        self.changes.load(&self.config, more)
+    }
+}
+
+impl Changes {
+    /// The configuration `name` with these flags on top of it, and `more` below `--set`.
+    pub fn load(&self, name: &str, more: &[Given]) -> anyhow::Result<Config> {
+        let data = self.data.as_ref().map(|path| path.display().to_string());
         let flags = [
-            ("num_train_steps", self.max_steps.clone()),
-            ("batch_size", self.batch_size.clone()),
-            ("acrlpd.gradient_accumulation_steps", self.grad_accum.clone()),
-            ("acrlpd.actor_lr", self.pi0_lr.clone()),
-            ("acrlpd.critic_lr", self.critic_lr.clone()),
-            ("seed", self.seed.clone()),
-            ("data.path", self.data.as_ref().map(path)),
+            ("--max-steps", "num_train_steps", self.max_steps.clone()),
+            ("--batch-size", "batch_size", self.batch_size.clone()),
+            (
+                "--grad-accum",
+                "acrlpd.gradient_accumulation_steps",
+                self.grad_accum.clone(),
+            ),
+            ("--pi0-lr", "acrlpd.actor_lr", self.pi0_lr.clone()),
+            ("--critic-lr", "acrlpd.critic_lr", self.critic_lr.clone()),
+            ("--seed", "seed", self.seed.clone()),
+            ("--data", "data.path", data),
         ];
-        let given = flags.iter().chain(more);
-        let mut overrides: Vec<(String, String)> = given
-            .filter_map(|(key, value)| Some((key.to_string(), value.clone()?)))
-            .collect();
+        let given = |(flag, key, value): &Given| {
+            let (key, value) = ((*key).to_owned(), value.clone()?);
+            Some(Override { flag, key, value })
+        };
+        let mut overrides: Vec<Override> = flags.iter().chain(more).filter_map(given).collect();
         for text in &self.set {
             let Some((key, value)) = text.split_once('=') else {
                 anyhow::bail!("--set {text} has no `=`; write --set key.path=value, e.g. --set acrlpd.discount=0.98");
             };
-            overrides.push((key.trim().into(), value.trim().into()));
+            overrides.push(Override {
+                flag: "--set",
+                key: key.trim().into(),
+                value: value.trim().into(),
+            });
         }
-        let loaded: Result<Config, ConfigError> = Config::load_with(&self.config, &overrides);
-        Ok(loaded?)
+        let config = Config::load_over(name, &overrides)?;
+        tell(&config);
+        Ok(config)
+    }
+}
+
+/// Tells which names of the original the files have.
+fn tell(config: &Config) {
+    let (mut other_names, mut ignored) = (Vec::new(), Vec::new());
+    for note in config.notes() {
+        match &note.what {
+            What::Means(key) => other_names.push(format!("{} is {key}", note.key)),
+            What::Ignored { .. } => ignored.push(note.key.as_str()),
+        }
+    }
+    if !other_names.is_empty() {
+        tracing::info!("other names in the configuration: {}", other_names.join(", "));
+    }
+    if !ignored.is_empty() {
+        let keys = ignored.join(", ");
+        tracing::info!("ignored in the configuration, `acrlpd config show` says why: {keys}");
     }
 }
 
@@ -72,4 +117,30 @@ pub struct DeviceFlag {
     /// auto, cuda, vulkan, metal or dx12, with an index if there are several (cuda:1).
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
+}
+
+/// How much of the device.
+#[derive(Args, Clone, Debug)]
+pub struct MemoryFlag {
+    /// Share of the device's memory that the step may need; without it that of ACRLPD_MEMORY_FRACTION, else 0.9.
+    #[arg(long, value_name = "SHARE")]
+    pub memory_fraction: Option<String>,
+}
+
+impl MemoryFlag {
+    /// The share, in (0, 1].
+    pub fn share(&self) -> anyhow::Result<f64> {
+        let variable = "ACRLPD_MEMORY_FRACTION";
+        let (from, text) = match (&self.memory_fraction, std::env::var_os(variable)) {
+            (Some(text), _) => ("--memory-fraction", text.clone()),
+            (None, Some(text)) => (variable, text.to_string_lossy().into_owned()),
+            (None, None) => return Ok(0.9),
+        };
+        match text.trim().parse() {
+            Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+            _ => anyhow::bail!(
+                "{from} {text:?} is not a share of the device's memory; give a number in (0, 1], e.g. 0.9"
+            ),
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod checkpoint;
+pub mod completions;
 pub mod config;
 mod console;
 pub mod data;
@@ -14,7 +15,10 @@ pub mod report;
 pub mod sample;
 mod table;
 pub mod train;
+pub mod usage;
 pub mod verify;
+
+use std::io::{ErrorKind, Write};
 
 use acrlpd::checkpoint::CheckpointError;
 use acrlpd::config::ConfigError;
@@ -24,13 +28,22 @@ use acrlpd::report::ReportError;
 use acrlpd::train::TrainError;
 use acrlpd::verify::VerifyError;
 
+/// Prints a whole text. A reader that has seen enough (`| head`) is no mistake.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(anyhow::Error::from(e).context("stdout cannot be written")),
+        _ => Ok(()),
+    }
+}
+
 /// What a command returns: its exit code, or why it failed.
 pub type Outcome = anyhow::Result<u8>;
 
 /// A check that failed.
 pub const FAILED: u8 = 1;
 /// Flags that cannot be used.
-const USAGE: u8 = 2;
+pub const USAGE: u8 = 2;
 
 /// The documented exit code of an error.
 pub fn exit_code(error: &anyhow::Error) -> u8 {

@@ -9,7 +9,7 @@ use anyhow::Context;
 
 use super::Outcome;
 use super::console::Console;
-use super::flags::{ConfigFlags, DeviceFlag};
+use super::flags::{ConfigFlags, DeviceFlag, MemoryFlag};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -20,9 +20,8 @@ pub struct Args {
     exp_name: String,
     #[command(flatten)]
     device: DeviceFlag,
-    /// Share of the device's memory that the step may need.
-    #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
-    memory_fraction: f64,
+    #[command(flatten)]
+    memory: MemoryFlag,
     /// Root of all checkpoints.
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
@@ -52,8 +51,8 @@ pub struct Args {
     #[arg(long)]
     no_wandb: bool,
     /// Project of the run at wandb.
-    #[arg(long, value_name = "NAME", default_value = "acrlpd")]
-    wandb_project: String,
+    #[arg(long, value_name = "NAME")]
+    wandb_project: Option<String>,
 }
 
 pub fn run(args: Args, started: Instant) -> Outcome {
@@ -64,19 +63,27 @@ pub fn run(args: Args, started: Instant) -> Outcome {
             args.exp_name
         );
     }
-    if !(args.memory_fraction > 0.0 && args.memory_fraction <= 1.0) {
-        anyhow::bail!("--memory-fraction {} is not a share in (0, 1]", args.memory_fraction);
-    }
-    let log_interval = if args.debug {
-        Some("1".to_owned())
-    } else {
-        args.log_interval
+    let memory_fraction = args.memory.share()?;
+    // A project is named to be used.
+    let wandb = match (args.no_wandb, &args.wandb_project) {
+        (true, _) => Some(("--no-wandb", "false".to_owned())),
+        (false, Some(_)) => Some(("--wandb-project", "true".to_owned())),
+        (false, None) => None,
     };
+    let (wandb_flag, wandb_enabled) = wandb.unzip();
+    let (log_flag, log_interval) = if args.debug {
+        ("--debug", Some("1".to_owned()))
+    } else {
+        ("--log-interval", args.log_interval)
+    };
+    let checkpoint_dir = args.checkpoint_dir.map(|p| p.display().to_string());
     let config = args.config.load(&[
-        ("checkpoint_dir", args.checkpoint_dir.map(|p| p.display().to_string())),
-        ("log_interval", log_interval),
-        ("save_interval", args.save_interval),
-        ("eval_interval", args.eval_interval),
+        ("--checkpoint-dir", "checkpoint_dir", checkpoint_dir),
+        (log_flag, "log_interval", log_interval),
+        ("--save-interval", "save_interval", args.save_interval),
+        ("--eval-interval", "eval_interval", args.eval_interval),
+        ("--wandb-project", "project_name", args.wandb_project),
+        (wandb_flag.unwrap_or_default(), "wandb_enabled", wandb_enabled),
     ])?;
     let start = match (args.resume, args.overwrite) {
         (true, _) => Start::Resume,
@@ -88,11 +95,9 @@ pub fn run(args: Args, started: Instant) -> Outcome {
         exp_name: args.exp_name,
         start,
         device: args.device.device,
-        memory_fraction: args.memory_fraction,
+        memory_fraction,
         dry_run: args.dry_run,
         watch: args.debug,
-        wandb: !args.no_wandb,
-        wandb_project: args.wandb_project,
         started,
     };
     let stop = Stop::listen().context("the signal handlers cannot be installed")?;

@@ -2,7 +2,10 @@
 
 use super::error::ConfigError;
 use super::names::nearest_of;
+use super::notes::{Note, What};
+use super::range::Range;
 use super::schema::{AdamW, Config, ExpertVariant, PaligemmaVariant, Part};
+use super::source::is_address;
 use crate::data::transforms::ALOHA_DIM;
 use crate::model::dims::PATCH;
 
@@ -13,14 +16,17 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Value`] for the first rule that is broken, with the place where the key was written.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let mut rules = Rules::default();
-        self.run(&mut rules);
-        self.network(&mut rules);
-        self.critics(&mut rules);
-        self.actor(&mut rules);
-        self.optimizers(&mut rules);
-        self.dataset(&mut rules);
-        match rules.broken {
+        for Note { place, key, what } in &self.origins.notes {
+            let What::Ignored { foreign, value } = what else {
+                continue;
+            };
+            let agrees = |value| foreign.agrees(value, |key| self.value(key));
+            if !foreign.ignores(value.as_ref()) && !value.as_ref().is_some_and(agrees) {
+                let (place, key, why) = (place.clone(), key.clone(), foreign.why);
+                return Err(ConfigError::Unsupported { place, key, why });
+            }
+        }
+        match self.rules().broken {
             None => Ok(()),
             Some((key, reason)) => Err(ConfigError::Value {
                 place: self.origins.of(&key),
@@ -28,6 +34,22 @@ impl Config {
                 reason,
             }),
         }
+    }
+
+    /// The range of each key that has one, whatever the others say.
+    pub(super) fn ranges() -> Vec<(String, Range)> {
+        Config::default().rules().ranges
+    }
+
+    fn rules(&self) -> Rules {
+        let mut rules = Rules::default();
+        self.run(&mut rules);
+        self.network(&mut rules);
+        self.critics(&mut rules);
+        self.actor(&mut rules);
+        self.optimizers(&mut rules);
+        self.dataset(&mut rules);
+        rules
     }
 
     fn run(&self, r: &mut Rules) {
@@ -45,13 +67,17 @@ impl Config {
         });
         r.at_least_one("num_train_steps", self.num_train_steps);
         r.at_least_one("log_interval", self.log_interval);
-        r.forbid(self.save_interval == 0, "save_interval", || {
-            "it must be at least 1; set it to num_train_steps to save at the end only".into()
-        });
+        let fix = "; set it to num_train_steps to save at the end only";
+        r.at_least_one_or("save_interval", self.save_interval, fix);
         r.at_least_one("keep_checkpoints", self.keep_checkpoints);
         r.forbid(self.seed > i64::MAX as u64, "seed", || {
             "it must be below 2^63, the largest number of TOML".into()
         });
+        r.forbid(
+            self.wandb_enabled && self.project_name.trim().is_empty(),
+            "project_name",
+            || "it is empty; name the project, or set wandb_enabled = false".into(),
+        );
     }
 
     fn network(&self, r: &mut Rules) {
@@ -64,6 +90,14 @@ impl Config {
                 format!("{} pixels do not divide into patches of {PATCH}; {fix}", m.image_size)
             },
         );
+        r.ranges.push(("model.image_size".into(), Range::MultipleOf(PATCH)));
+        let address = m
+            .weights
+            .as_ref()
+            .is_some_and(|path| is_address(&path.to_string_lossy()));
+        r.forbid(address, "model.weights", || {
+            "it is an address; download the weights and give their folder, e.g. with --set model.weights=DIR".into()
+        });
         r.at_least_one("model.action_horizon", m.action_horizon);
         r.at_least_one("model.action_dim", m.action_dim);
         r.at_least_one("model.max_token_len", dims.max_token_len);
@@ -95,25 +129,29 @@ impl Config {
             let fix = "make them equal, or leave it out";
             format!("{length} steps differ from model.action_horizon = {h}, the chunk that the model predicts; {fix}")
         });
-        r.forbid(
-            !(f64::MIN_POSITIVE..=1.0).contains(&a.discount),
-            "acrlpd.discount",
-            || format!("{} is not in (0, 1]", a.discount),
-        );
+        r.within("acrlpd.discount", a.discount, Range::UpToOne, "");
         r.share("acrlpd.target_update_rate", a.target_update_rate);
         r.at_least_one("acrlpd.num_critics", a.num_critics);
+        r.ranges.push(("acrlpd.critic_hidden_dims".into(), Range::AtLeastOne));
         let no_layers = a.critic_hidden_dims.is_empty() || a.critic_hidden_dims.contains(&0);
         r.forbid(no_layers, "acrlpd.critic_hidden_dims", || {
             "it must list at least one layer, each at least 1 wide".into()
         });
+        r.ranges
+            .push(("acrlpd.q_aggregation_weights".into(), Range::NotNegative));
         if let Some(weights) = &a.q_aggregation_weights {
             let key = "acrlpd.q_aggregation_weights";
             r.forbid(weights.len() != a.num_critics, key, || {
                 let (n, members) = (weights.len(), a.num_critics);
                 format!("it lists {n} weights for acrlpd.num_critics = {members} members; give one each")
             });
-            weights.iter().for_each(|w| r.not_negative(key, *w));
-            r.positive(key, weights.iter().sum());
+            let wrong = weights.iter().find(|w| !Range::NotNegative.holds(**w));
+            r.forbid(wrong.is_some(), key, || {
+                format!("{} is {}", wrong.unwrap_or(&0.0), Range::NotNegative.complaint())
+            });
+            r.forbid(weights.iter().sum::<f64>() == 0.0, key, || {
+                "all weights are 0; give one above 0".into()
+            });
         }
         r.positive("acrlpd.huber_delta", a.huber_delta);
         r.not_negative("acrlpd.critic_loss_weight", a.critic_loss_weight);
@@ -134,9 +172,8 @@ impl Config {
         r.not_negative("acrlpd.actor_loss_weight", a.actor_loss_weight);
         r.not_negative("acrlpd.bc_loss_weight", a.bc_loss_weight);
         r.at_least_one("acrlpd.actor_update_freq", a.actor_update_freq);
-        r.forbid(a.num_action_samples == 0, "acrlpd.num_action_samples", || {
-            "it must be at least 1: the best of no candidates has no value".into()
-        });
+        let why = ": the best of no candidates has no value";
+        r.at_least_one_or("acrlpd.num_action_samples", a.num_action_samples, why);
         r.positive("acrlpd.action_sampling_temperature", a.action_sampling_temperature);
         r.at_least_one("acrlpd.diffusion_steps", a.diffusion_steps);
         let repeated = a
@@ -244,10 +281,11 @@ impl Config {
     }
 }
 
-/// The first broken rule: its key, and what would be right.
+/// The first broken rule: its key, and what would be right. And the ranges met on the way, for the schema.
 #[derive(Default)]
 struct Rules {
     broken: Option<(String, String)>,
+    ranges: Vec<(String, Range)>,
 }
 
 impl Rules {
@@ -258,27 +296,36 @@ impl Rules {
     }
 
     fn at_least_one<N: Default + PartialEq>(&mut self, key: &str, n: N) {
-        self.forbid(n == N::default(), key, || "it must be at least 1".into());
+        self.at_least_one_or(key, n, "");
+    }
+
+    fn at_least_one_or<N: Default + PartialEq>(&mut self, key: &str, n: N, why: &str) {
+        self.ranges.push((key.into(), Range::AtLeastOne));
+        self.forbid(n == N::default(), key, || format!("it must be at least 1{why}"));
+    }
+
+    fn within(&mut self, key: impl Into<String>, x: f64, range: Range, fix: &str) {
+        let key = key.into();
+        self.forbid(!range.holds(x), key.as_str(), || {
+            format!("{x} is {}{fix}", range.complaint())
+        });
+        self.ranges.push((key, range));
     }
 
     fn share(&mut self, key: impl Into<String>, x: f64) {
-        self.forbid(!(0.0..=1.0).contains(&x), key, || format!("{x} is not in [0, 1]"));
+        self.within(key, x, Range::Share, "");
     }
 
     fn below_one(&mut self, key: impl Into<String>, x: f64, fix: &str) {
-        self.forbid(!(0.0..1.0).contains(&x), key, || format!("{x} is not in [0, 1); {fix}"));
+        self.within(key, x, Range::BelowOne, &format!("; {fix}"));
     }
 
     fn positive(&mut self, key: impl Into<String>, x: f64) {
-        self.forbid(!(x.is_finite() && x > 0.0), key, || {
-            format!("{x} is not a number above 0")
-        });
+        self.within(key, x, Range::Positive, "");
     }
 
     fn not_negative(&mut self, key: impl Into<String>, x: f64) {
-        self.forbid(!(x.is_finite() && x >= 0.0), key, || {
-            format!("{x} is not a number of at least 0")
-        });
+        self.within(key, x, Range::NotNegative, "");
     }
 
     fn finite(&mut self, key: impl Into<String>, x: f64) {

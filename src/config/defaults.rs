@@ -17,6 +17,8 @@ impl Default for Config {
             seed: 42,
             keep_checkpoints: 5,
             checkpoint_dir: "checkpoints".into(),
+            project_name: "acrlpd".into(),
+            wandb_enabled: true,
             model: Model::default(),
             acrlpd: Acrlpd::default(),
             qchunking: QChunking::default(),

@@ -9,7 +9,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum ConfigError {
     #[error(
-        "there is no configuration `{name}`{wanted_by}; give one of {presets}, or the path of a .toml file{nearest}"
+        "there is no configuration `{name}`{wanted_by}; give one of {presets}, or the path of a .toml or .json file{nearest}"
     )]
     NoSuchConfig {
         name: String,
@@ -23,8 +23,12 @@ pub enum ConfigError {
         wanted_by: String,
         source: std::io::Error,
     },
-    #[error("{place} is not TOML: {reason}; correct the line")]
-    Syntax { place: Place, reason: String },
+    #[error("{place} is not {format}: {reason}; correct the line")]
+    Syntax {
+        place: Place,
+        format: &'static str,
+        reason: String,
+    },
     #[error("{place}: unknown key `{key}`{nearest}")]
     UnknownKey { place: Place, key: String, nearest: String },
     #[error("{place}: {key} is not supported: {why}")]
@@ -40,7 +44,7 @@ pub enum ConfigError {
         place: Place,
         key: String,
         means: String,
-        other: String,
+        other: Box<Place>,
     },
     #[error("{place}: `base` leads back to {to}; a configuration cannot inherit from itself")]
     Cycle { place: Place, to: String },
@@ -52,6 +56,9 @@ pub enum ConfigError {
     },
 }
 
+/// The flag that sets any key.
+pub const SET: &str = "--set";
+
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
@@ -59,8 +66,12 @@ pub enum Place {
     File { path: PathBuf, line: usize },
     /// In a preset of the program, at a line counted from 1.
     Preset { name: String, line: usize },
-    /// By [`Config::set`](super::Config::set), that is a flag.
-    Set { key: String, value: String },
+    /// By a flag, or [`Config::set`](super::Config::set).
+    Flag {
+        flag: &'static str,
+        key: String,
+        value: String,
+    },
     /// Nowhere: it is the default.
     Default,
 }
@@ -70,7 +81,8 @@ impl fmt::Display for Place {
         match self {
             Place::File { path, line } => write!(f, "`{}` line {line}", path.display()),
             Place::Preset { name, line } => write!(f, "preset `{name}` line {line}"),
-            Place::Set { key, value } => write!(f, "setting `{key}={value}`"),
+            Place::Flag { flag, key, value } if *flag == SET => write!(f, "setting `{key}={value}`"),
+            Place::Flag { flag, value, .. } => write!(f, "`{flag} {value}`"),
             Place::Default => f.write_str("the default"),
         }
     }

@@ -6,19 +6,21 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::IntoDeserializer;
-use toml::de::{DeTable, DeValue};
-use toml::{Spanned, Table, Value};
+use toml::{Table, Value};
 
+use super::document::{self, Entry};
 use super::error::{ConfigError, Place};
 use super::names::{self, CAMERAS, INPUT_PATHS, Known, Names};
+use super::notes::{Note, What};
 use super::source::{Source, absolute, stem};
 
-/// Where each key was written; keys that were not are defaults. Two configurations that say the same are equal wherever
-/// it was written, so all origins compare equal.
+/// Where each key was written, and what there is to say about it; keys that were not written are defaults. Two
+/// configurations that say the same are equal wherever it was written, so all origins compare equal.
 #[derive(Clone, Debug, Default)]
-pub struct Origins(BTreeMap<String, Place>);
+pub struct Origins {
+    places: BTreeMap<String, Place>,
+    pub(super) notes: Vec<Note>,
+}
 
 impl PartialEq for Origins {
     fn eq(&self, _: &Origins) -> bool {
@@ -33,7 +35,7 @@ impl Origins {
             k.strip_prefix(key)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        let places = self.0.iter().filter(|(k, _)| inside(k)).map(|(_, place)| place);
+        let places = self.places.iter().filter(|(k, _)| inside(k)).map(|(_, place)| place);
         places.min().cloned().unwrap_or(Place::Default)
     }
 }
@@ -41,11 +43,13 @@ impl Origins {
 /// The values of one or more files, by dotted key.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
-    values: BTreeMap<String, (Value, Place)>,
+    /// `None`: unset, whatever lies below.
+    values: BTreeMap<String, (Option<Value>, Place)>,
+    notes: Vec<Note>,
 }
 
 impl Layers {
-    /// The configuration `wanted` (a preset's name, or the path of a `.toml` file) over everything it inherits.
+    /// The configuration `wanted` (a preset's name, or the path of a file) over everything it inherits.
     pub fn load(wanted: &str) -> Result<Layers, ConfigError> {
         Layers::named(Source::find(wanted, None, &[])?)
     }
@@ -63,17 +67,23 @@ impl Layers {
     fn named(source: Source) -> Result<Layers, ConfigError> {
         let name = Value::String(source.name.clone());
         let mut layers = Layers::inherit(source, &mut Vec::new())?;
-        layers.values.entry("name".into()).or_insert((name, Place::Default));
+        layers
+            .values
+            .entry("name".into())
+            .or_insert((Some(name), Place::Default));
         Ok(layers)
     }
 
     /// The values of an existing configuration.
     pub fn of(table: Table, origins: &Origins) -> Layers {
-        let mut layers = Layers::default();
+        let mut layers = Layers {
+            notes: origins.notes.clone(),
+            ..Layers::default()
+        };
         let names = Names::new();
         flatten("", table, &names, &mut |key, value| {
             let place = origins.of(&key);
-            layers.values.insert(key, (value, place));
+            layers.values.insert(key, (Some(value), place));
         });
         layers
     }
@@ -91,35 +101,18 @@ impl Layers {
         // A configuration that inherits everything else still is another configuration.
         layers.values.remove("name");
         layers.values.extend(own.values);
+        layers.notes.extend(own.notes);
         Ok(layers)
     }
 
     /// The values of one file, and the base it names.
     fn read(source: &Source) -> Result<(Layers, Option<(String, Place)>), ConfigError> {
-        let root = DeTable::parse(&source.text).map_err(|e| ConfigError::Syntax {
-            place: source.place(e.span().map_or(0, |s| s.start)),
-            reason: e.message().replace('\n', ", "),
-        })?;
         let names = Names::new();
-        let mut written = Vec::new();
-        let mut tables = vec![(String::new(), root.into_inner())];
-        while let Some((table, entries)) = tables.pop() {
-            for (key, value) in entries {
-                let at = key.span().start;
-                let key = names::join(&table, key.get_ref());
-                match (names.find(&key), value.into_inner()) {
-                    (Known::Section, DeValue::Table(inner)) => tables.push((key, inner)),
-                    (_, value) => written.push((at, key, plain(value))),
-                }
-            }
-        }
-        // In the order of the file, so that the first mistake is the one reported.
-        written.sort_by_key(|(at, ..)| *at);
         let (folder, mut layers, mut base) = (source.folder(), Layers::default(), None);
-        for (at, key, value) in written {
+        for Entry { at, key, value } in document::entries(source, &names)? {
             let place = source.place(at);
             match (key.as_str(), value) {
-                ("base", Value::String(value)) => base = Some((value, place)),
+                ("base", Some(Value::String(value))) => base = Some((value, place)),
                 ("base", _) => {
                     let reason = "it must be the name or the path of a configuration, in quotes".into();
                     return Err(ConfigError::Value { place, key, reason });
@@ -130,29 +123,32 @@ impl Layers {
         Ok((layers, base))
     }
 
-    /// Sets one key under any of its names. Relative paths start from `folder`.
+    /// Sets one key under any of its names; `None` unsets it. Relative paths start from `folder`.
     pub fn put(
         &mut self,
         names: &Names,
         key: String,
-        value: Value,
+        value: Option<Value>,
         place: Place,
         folder: Option<&Path>,
     ) -> Result<(), ConfigError> {
-        let (means, value) = match names.find(&key) {
-            Known::Key(means, translate) => match translate(value) {
-                Some(value) => (means, value),
-                None => {
-                    let reason = "it must be true or false".into();
-                    return Err(ConfigError::Value { place, key, reason });
-                }
-            },
-            Known::Section => {
+        let (means, translate) = match (names.find(&key), &value) {
+            (Known::Key(means, translate), _) => (means, translate),
+            (Known::Section, None) => return Ok(()),
+            (Known::Section, Some(_)) => {
                 let reason = format!("it is a table; write [{key}] and its keys below");
                 return Err(ConfigError::Value { place, key, reason });
             }
-            Known::Unsupported(why) => return Err(ConfigError::Unsupported { place, key, why }),
-            Known::Unknown(nearest) => {
+            (Known::Foreign(foreign), _) if foreign.ignores(value.as_ref()) || !foreign.same_as.is_empty() => {
+                let what = What::Ignored { foreign, value };
+                self.notes.push(Note { place, key, what });
+                return Ok(());
+            }
+            (Known::Foreign(foreign), _) => {
+                let why = foreign.why;
+                return Err(ConfigError::Unsupported { place, key, why });
+            }
+            (Known::Unknown(nearest), _) => {
                 let nearest = match nearest {
                     Some(nearest) => format!("; did you mean `{nearest}`?"),
                     None => "; the preset `debug` lists every key".into(),
@@ -160,16 +156,37 @@ impl Layers {
                 return Err(ConfigError::UnknownKey { place, key, nearest });
             }
         };
+        if value.is_none() && !names.optional(&means) {
+            let reason = "it is null; leave it out for the default".into();
+            return Err(ConfigError::Value { place, key, reason });
+        }
+        let value = match value.map(translate) {
+            Some(None) => {
+                let reason = "it must be true or false".into();
+                return Err(ConfigError::Value { place, key, reason });
+            }
+            value => value.flatten(),
+        };
+        if key != means && !matches!(place, Place::Flag { .. }) {
+            let what = What::Means(means.clone());
+            let (key, place) = (key.clone(), place.clone());
+            self.notes.push(Note { place, key, what });
+        }
         let value = match value {
-            Value::String(path) if INPUT_PATHS.contains(&means.as_str()) && !path.is_empty() => {
-                Value::String(absolute(folder, path))
+            Some(Value::String(path)) if INPUT_PATHS.contains(&means.as_str()) => {
+                (!path.is_empty()).then(|| Value::String(absolute(folder, path)))
             }
             value => value,
         };
+        self.insert(key, means, value, place)
+    }
+
+    fn insert(&mut self, key: String, means: String, value: Option<Value>, place: Place) -> Result<(), ConfigError> {
         if let Some(camera) = means.strip_prefix(CAMERAS).and_then(|rest| rest.strip_prefix('.')) {
             let camera = camera.to_owned();
-            let empty = || (Value::Table(Table::new()), place.clone());
-            if let (Value::Table(cameras), at) = self.values.entry(CAMERAS.into()).or_insert_with(empty) {
+            let empty = || (Some(Value::Table(Table::new())), place.clone());
+            let cameras = self.values.entry(CAMERAS.into()).or_insert_with(empty);
+            if let ((Some(Value::Table(cameras)), at), Some(value)) = (cameras, value) {
                 cameras.insert(camera, value);
                 *at = place;
             }
@@ -178,7 +195,7 @@ impl Layers {
         // Two names of one key in one file may agree, but not differ.
         match self.values.get(&means) {
             Some((other, at)) if same_document(at, &place) && *other != value => {
-                let other = at.to_string();
+                let other = Box::new(at.clone());
                 Err(ConfigError::Twice {
                     place,
                     key,
@@ -193,25 +210,25 @@ impl Layers {
         }
     }
 
-    /// Every value as nested tables over those of `defaults`, and the origins. An empty path unsets the key.
+    /// Every value as nested tables over those of `defaults`, and the origins.
     pub fn over(self, defaults: Table) -> (Table, Origins) {
         let mut table = defaults;
-        let mut origins = BTreeMap::new();
+        let mut places = BTreeMap::new();
         for (key, (value, place)) in self.values {
-            let unset = INPUT_PATHS.contains(&key.as_str()) && value.as_str() == Some("");
-            insert(&mut table, &key, (!unset).then_some(value));
+            insert(&mut table, &key, value);
             if place != Place::Default {
-                origins.insert(key, place);
+                places.insert(key, place);
             }
         }
-        (table, Origins(origins))
+        let notes = self.notes;
+        (table, Origins { places, notes })
     }
 
-    /// All (key, value, place).
+    /// All (key, value, place) that are set.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value, &Place)> {
         self.values
             .iter()
-            .map(|(key, (value, place))| (key.as_str(), value, place))
+            .filter_map(|(key, (value, place))| Some((key.as_str(), value.as_ref()?, place)))
     }
 }
 
@@ -221,16 +238,6 @@ fn same_document(a: &Place, b: &Place) -> bool {
         (Place::Preset { name: a, .. }, Place::Preset { name: b, .. }) => a == b,
         _ => false,
     }
-}
-
-/// A parsed value without its spans. A `toml::Value` can hold all but integers beyond 64 bits, which stay text and
-/// fail as such.
-fn plain(value: DeValue<'_>) -> Value {
-    let text = match &value {
-        DeValue::Integer(i) => i.to_string(),
-        _ => String::new(),
-    };
-    Value::deserialize(Spanned::new(0..0, value).into_deserializer()).unwrap_or(Value::String(text))
 }
 
 fn flatten(table: &str, values: Table, names: &Names, put: &mut impl FnMut(String, Value)) {

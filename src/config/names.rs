@@ -1,12 +1,9 @@
 //! The names of the keys: which exist, and which is meant.
 
-use serde::Deserialize;
-use serde::de::value::Error as NoValue;
-use serde::de::{Deserializer, Error as _, Visitor};
-use serde::forward_to_deserialize_any;
-
-use super::schema::{Acrlpd, AdamW, Config, Critic, Data, DimsOverride, Model, Optimizers, QChunking};
-use super::spellings::{ALIASES, Translate, UNSUPPORTED, same};
+use super::foreign::{FOREIGN, Foreign};
+use super::schema::Config;
+use super::shape::Shape;
+use super::spellings::{ALIASES, Translate, same};
 
 /// A table whose keys are the user's: it counts as one value, and a file replaces the one it inherits.
 pub const CAMERAS: &str = "data.cameras";
@@ -20,41 +17,56 @@ pub enum Known {
     Key(String, Translate),
     /// A table of keys.
     Section,
-    Unsupported(&'static str),
+    /// A key of the original without a meaning here.
+    Foreign(&'static Foreign),
     /// The key that is spelled most like it, if any is.
     Unknown(Option<String>),
 }
 
-/// Every key, in the order of the schema.
+/// Every key, in the order of the schema: those of a table before its tables.
 pub struct Names {
-    sections: Vec<&'static str>,
+    sections: Vec<String>,
     keys: Vec<String>,
+    shapes: Vec<Shape>,
 }
 
 impl Names {
     pub fn new() -> Names {
-        let tables: [(&str, Fields); 10] = [
-            ("", fields::<Config>()),
-            ("model", fields::<Model>()),
-            ("model.dims", fields::<DimsOverride>()),
-            ("acrlpd", fields::<Acrlpd>()),
-            ("qchunking", fields::<QChunking>()),
-            ("critic", fields::<Critic>()),
-            ("optimizer", fields::<Optimizers>()),
-            ("optimizer.actor", fields::<AdamW>()),
-            ("optimizer.critic", fields::<AdamW>()),
-            ("data", fields::<Data>()),
-        ];
-        let sections: Vec<&str> = tables.iter().map(|t| t.0).collect();
-        let keys = tables
-            .iter()
-            .flat_map(|(table, fields)| fields.iter().map(|f| join(table, f)));
-        let keys = keys.filter(|k| !sections.contains(&k.as_str())).collect();
-        Names { sections, keys }
+        let mut names = Names {
+            sections: Vec::new(),
+            keys: Vec::new(),
+            shapes: Vec::new(),
+        };
+        names.add("", Shape::of::<Config>());
+        names
+    }
+
+    fn add(&mut self, key: &str, shape: Shape) {
+        let Shape::Table(fields) = shape else {
+            self.keys.push(key.into());
+            self.shapes.push(shape);
+            return;
+        };
+        self.sections.push(key.into());
+        let (tables, values): (Vec<_>, Vec<_>) = fields.into_iter().partition(|f| matches!(f.1, Shape::Table(_)));
+        for (name, shape) in values.into_iter().chain(tables) {
+            self.add(&join(key, name), shape);
+        }
     }
 
     pub fn keys(&self) -> &[String] {
         &self.keys
+    }
+
+    /// Every key with the shape of its value.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &Shape)> {
+        self.keys.iter().map(String::as_str).zip(&self.shapes)
+    }
+
+    /// Whether a key may be left unset.
+    pub fn optional(&self, key: &str) -> bool {
+        self.shapes()
+            .any(|(k, shape)| k == key && matches!(shape, Shape::Optional(_)))
     }
 
     /// Looks up a dotted key.
@@ -62,10 +74,12 @@ impl Names {
         if let Some((_, key, translate)) = ALIASES.iter().find(|a| a.0 == key) {
             return Known::Key((*key).into(), *translate);
         }
-        if let Some((_, why)) = UNSUPPORTED.iter().find(|u| u.0.trim_end_matches('.') == key) {
-            return Known::Unsupported(why);
+        if let Some(foreign) = FOREIGN.iter().find(|f| f.key == key) {
+            return Known::Foreign(foreign);
         }
-        if self.sections.contains(&key) {
+        let holds = |other: &str| other.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+        let of_the_original = ALIASES.iter().map(|a| a.0).chain(FOREIGN.iter().map(|f| f.key));
+        if self.sections.iter().any(|s| s == key) || of_the_original.into_iter().any(holds) {
             return Known::Section;
         }
         let a_camera = key.strip_prefix(CAMERAS).is_some_and(|rest| rest.starts_with('.'));
@@ -78,7 +92,7 @@ impl Names {
     fn nearest(&self, key: &str) -> Option<String> {
         let known = self.keys.iter().map(String::as_str);
         let known = known
-            .chain(self.sections.iter().copied())
+            .chain(self.sections.iter().map(String::as_str))
             .chain(ALIASES.iter().map(|a| a.0))
             .chain(["base"]);
         let distance = |known: &str| {
@@ -122,41 +136,6 @@ fn edit_distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-type Fields = &'static [&'static str];
-
-/// The field names of a struct, as serde knows them: a deserializer that notes what it is asked for and gives nothing.
-fn fields<T: for<'de> Deserialize<'de>>() -> Fields {
-    struct Asked<'a>(&'a mut Fields);
-
-    impl<'de> Deserializer<'de> for Asked<'_> {
-        type Error = NoValue;
-
-        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, NoValue> {
-            Err(NoValue::custom("not a struct"))
-        }
-
-        fn deserialize_struct<V: Visitor<'de>>(
-            self,
-            _: &'static str,
-            names: Fields,
-            _: V,
-        ) -> Result<V::Value, NoValue> {
-            *self.0 = names;
-            Err(NoValue::custom("names only"))
-        }
-
-        forward_to_deserialize_any! {
-            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
-            unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
-        }
-    }
-
-    let mut names: Fields = &[];
-    // The error is the point: nothing is deserialized.
-    let _ = T::deserialize(Asked(&mut names));
-    names
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,11 +147,15 @@ mod tests {
             assert!(names.keys.iter().any(|k| k == key), "{alias} -> {key}");
             assert!(!names.keys.iter().any(|k| k == alias), "{alias} is a key");
         }
-        for (key, _) in UNSUPPORTED {
+        for foreign in FOREIGN {
+            let key = foreign.key;
+            let taken = names.keys.iter().any(|k| k == key) || ALIASES.iter().any(|a| a.0 == key);
+            assert!(!taken, "{key}");
             assert!(
-                !names.keys.iter().any(|k| k == key) && !ALIASES.iter().any(|a| a.0 == *key),
+                foreign.same_as.iter().all(|k| names.keys.iter().any(|n| n == k)),
                 "{key}"
             );
+            assert_eq!(foreign.values().len(), foreign.harmless.len(), "{key}");
         }
         assert!(
             INPUT_PATHS
@@ -194,7 +177,7 @@ mod tests {
         }
         let near = |key: &str| Names::new().nearest(key);
         assert_eq!(near("acrlpd.discout").as_deref(), Some("acrlpd.discount"));
-        assert_eq!(near("discount").as_deref(), Some("acrlpd.discount"));
+        assert_eq!(near("num_action_sample").as_deref(), Some("acrlpd.num_action_samples"));
         assert_eq!(near("acrlp.num_critics").as_deref(), Some("acrlpd.num_critics"));
         assert_eq!(near("zzzzzzzz"), None);
     }

@@ -1,7 +1,7 @@
 //! The fields of a configuration, their types and defaults. `configs/*.toml` explain each one to users.
 //!
 //! Group and field names are those of the original (openpi's `TrainConfig` and its ACRLPD extension). A field is here
-//! only if something reads it; [`UNSUPPORTED`](super::UNSUPPORTED) says what became of the others.
+//! only if something reads it; [`FOREIGN`](super::FOREIGN) says what became of the others.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,6 +32,10 @@ pub struct Config {
     pub keep_checkpoints: usize,
     /// Root of all checkpoints, relative to the current folder.
     pub checkpoint_dir: PathBuf,
+    /// Project of the run at wandb.
+    pub project_name: String,
+    /// Write a run for `wandb sync` beside the metrics.
+    pub wandb_enabled: bool,
     pub model: Model,
     pub acrlpd: Acrlpd,
     pub qchunking: QChunking,

@@ -7,6 +7,8 @@ use super::error::{ConfigError, Place};
 use super::names;
 use super::presets::{self, PRESETS};
 
+const JSON: &str = ".json";
+
 /// A text that may be a configuration, and how to speak of it.
 pub struct Source {
     pub text: String,
@@ -16,7 +18,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Finds a configuration: a path, else `configs/NAME.toml` in the current folder, else a preset of the program.
+    /// Finds a configuration: a path, else `configs/NAME.toml` or `.json` in the current folder, else a preset of the program.
     /// A file in `above` is passed over for the preset of its name, so that `configs/debug.toml` can extend `debug`.
     /// `by` is the file that names it as its base, and where it does.
     pub fn find(wanted: &str, by: Option<(&Source, &Place)>, above: &[String]) -> Result<Source, ConfigError> {
@@ -35,14 +37,16 @@ impl Source {
                 source,
             }),
         };
-        if wanted.ends_with(".toml") || wanted.contains(['/', '\\']) {
+        if wanted.ends_with(".toml") || wanted.ends_with(JSON) || wanted.contains(['/', '\\']) {
             let beside = by.and_then(|(source, _)| source.path.as_deref()).and_then(Path::parent);
             let folder = beside.unwrap_or(Path::new(""));
             return read(folder.join(wanted));
         }
-        let local = Path::new("configs").join(format!("{wanted}.toml"));
-        if local.is_file() && !above.contains(&id_of(&local)) {
-            return read(local);
+        for ending in [".toml", JSON] {
+            let local = Path::new("configs").join(format!("{wanted}{ending}"));
+            if local.is_file() && !above.contains(&id_of(&local)) {
+                return read(local);
+            }
         }
         if let Some(text) = presets::text(wanted) {
             return Ok(Source {
@@ -60,6 +64,13 @@ impl Source {
                 .map(|n| format!(" (did you mean `{n}`?)"))
                 .unwrap_or_default(),
         })
+    }
+
+    /// Files are TOML unless they are called `.json`.
+    pub fn is_json(&self) -> bool {
+        self.path
+            .as_ref()
+            .is_some_and(|path| path.to_string_lossy().ends_with(JSON))
     }
 
     /// One text for each file, however its path is written.
@@ -113,8 +124,9 @@ pub fn stem(path: &Path) -> String {
 }
 
 /// `path` seen from `folder`, as an absolute path: a stored configuration means the same files wherever it is read.
+/// Addresses (`gs://...`) stay as they are.
 pub fn absolute(folder: Option<&Path>, path: String) -> String {
-    if Path::new(&path).is_absolute() {
+    if Path::new(&path).is_absolute() || is_address(&path) {
         return path;
     }
     let joined = folder.unwrap_or(Path::new("")).join(path);
@@ -122,4 +134,9 @@ pub fn absolute(folder: Option<&Path>, path: String) -> String {
         .unwrap_or(joined)
         .to_string_lossy()
         .into_owned()
+}
+
+/// Whether `path` names something on another machine.
+pub fn is_address(path: &str) -> bool {
+    path.contains("://")
 }

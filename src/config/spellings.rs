@@ -1,4 +1,4 @@
-//! What else keys are called, and the keys of the original that mean nothing here.
+//! What else keys are called.
 
 use toml::Value;
 
@@ -7,6 +7,12 @@ pub const ALIASES: &[(&str, &str, Translate)] = &[
     ("max_steps", "num_train_steps", same),
     ("max_checkpoints_to_keep", "keep_checkpoints", same),
     ("weights", "model.weights", same),
+    ("pi0_checkpoint_path", "model.weights", same),
+    ("weight_loader.params_path", "model.weights", same),
+    ("checkpoint_base_dir", "checkpoint_dir", same),
+    ("num_workers", "data.loader_threads", same),
+    ("discount", "acrlpd.discount", same),
+    ("target_update_tau", "acrlpd.target_update_rate", same),
     ("action_horizon", "model.action_horizon", same),
     ("action_dim", "qchunking.action_dim", same),
     ("pi0_lr", "acrlpd.actor_lr", same),
@@ -29,6 +35,20 @@ pub const ALIASES: &[(&str, &str, Translate)] = &[
     ("qchunking.use_sparse_rewards", "qchunking.reward_mode", |v| {
         choose(v, "terminal", "dataset")
     }),
+    ("qchunking.pad_episodes", "qchunking.boundary", |v| {
+        choose(v, "pad", "drop")
+    }),
+    ("data.base_config.prompt_from_task", "data.prompt_from_task", same),
+    ("data.extra_delta_transform", "data.use_delta_joint_actions", same),
+    ("actor_optimizer.b1", "optimizer.actor.b1", same),
+    ("actor_optimizer.b2", "optimizer.actor.b2", same),
+    ("actor_optimizer.eps", "optimizer.actor.eps", same),
+    ("actor_optimizer.weight_decay", "optimizer.actor.weight_decay", same),
+    ("critic_optimizer.b1", "optimizer.critic.b1", same),
+    ("critic_optimizer.b2", "optimizer.critic.b2", same),
+    ("critic_optimizer.eps", "optimizer.critic.eps", same),
+    ("critic_optimizer.weight_decay", "optimizer.critic.weight_decay", same),
+    ("critic.num_critics", "acrlpd.num_critics", same),
     ("critic.q_aggregation", "acrlpd.q_aggregation", same),
     ("critic.hidden_dims", "acrlpd.critic_hidden_dims", same),
     ("critic.features", "acrlpd.features", same),
@@ -46,115 +66,3 @@ fn choose(value: Value, yes: &str, no: &str) -> Option<Value> {
         .as_bool()
         .map(|on| Value::String(if on { yes } else { no }.into()))
 }
-
-/// Keys of the original that mean nothing here, and what to do instead. A key that ends in `.` stands for its table.
-pub const UNSUPPORTED: &[(&str, &str)] = &[
-    ("project_name", "give --wandb-project on the command line"),
-    ("exp_name", "give --exp-name on the command line"),
-    ("overwrite", "give --overwrite on the command line"),
-    ("resume", "give --resume on the command line"),
-    ("wandb_enabled", "give --no-wandb on the command line"),
-    ("fsdp_devices", "a run uses one device; remove the line"),
-    (
-        "episodes_per_memory_pool",
-        "frames are read from all episodes at any time; remove the line",
-    ),
-    (
-        "acrlpd.bootstrap_length",
-        "the target bootstraps after the whole chunk, model.action_horizon steps; remove the line",
-    ),
-    ("acrlpd.utd_ratio", "one critic update per step; remove the line"),
-    (
-        "acrlpd.critic_ema_decay",
-        "the target critics are the critics' average; set acrlpd.target_update_rate",
-    ),
-    (
-        "acrlpd.use_ema_for_inference",
-        "checkpoints hold the weights and their average; choose when you use them",
-    ),
-    (
-        "acrlpd.positive_episode_ratio",
-        "there is no pool of episodes; set acrlpd.positive_batch_ratio",
-    ),
-    (
-        "acrlpd.enable_reward_balanced_episodes",
-        "there is no pool of episodes; set acrlpd.enable_batch_ratio_control",
-    ),
-    ("acrlpd.save_frequency", "set save_interval, at the top of the file"),
-    (
-        "acrlpd.lr_decay_strategy",
-        "the schedule is warm-up and cosine; set optimizer.actor and optimizer.critic",
-    ),
-    (
-        "acrlpd.lr_min_factor",
-        "each group has its own; set optimizer.actor.lr_min_factor and optimizer.critic.lr_min_factor",
-    ),
-    (
-        "acrlpd.enable_epoch_based_lr_schedule",
-        "schedules count steps, not epochs; remove the line",
-    ),
-    (
-        "acrlpd.lr_decay_factor",
-        "schedules count steps, not epochs; set optimizer.actor.decay_steps",
-    ),
-    (
-        "acrlpd.warmup_epochs",
-        "schedules count steps, not epochs; set optimizer.actor.warmup_steps",
-    ),
-    (
-        "acrlpd.total_epochs",
-        "schedules count steps, not epochs; set optimizer.actor.decay_steps",
-    ),
-    (
-        "acrlpd.steps_per_epoch",
-        "schedules count steps, not epochs; remove the line",
-    ),
-    (
-        "acrlpd.intra_epoch_lr_decay",
-        "schedules count steps, not epochs; remove the line",
-    ),
-    (
-        "acrlpd.intra_epoch_strategy",
-        "schedules count steps, not epochs; remove the line",
-    ),
-    (
-        "acrlpd.intra_epoch_min_factor",
-        "schedules count steps, not epochs; remove the line",
-    ),
-    (
-        "acrlpd.lr_absolute_min",
-        "the lowest rate is a share of the peak; set optimizer.actor.lr_min_factor",
-    ),
-    (
-        "qchunking.bootstrap_type",
-        "the target is the chunk's discounted reward plus one value after it; remove the line",
-    ),
-    (
-        "qchunking.mask_invalid_actions",
-        "steps after the end of an episode are masked always; remove the line",
-    ),
-    (
-        "qchunking.pad_episodes",
-        "write qchunking.boundary = \"pad\" for true and \"drop\" for false",
-    ),
-    (
-        "qchunking.episode_timeout_penalty",
-        "chunks cut by a time limit carry no weight; remove the line",
-    ),
-    ("critic.activation", "it is ReLU after a LayerNorm; remove the line"),
-    (
-        "critic.use_layer_norm",
-        "every hidden layer has a LayerNorm; remove the line",
-    ),
-    ("data.assets.", "give data.norm_stats, the path of a norm_stats.json"),
-    ("data.assets_dir", "give data.norm_stats, the path of a norm_stats.json"),
-    ("data.asset_id", "give data.norm_stats, the path of a norm_stats.json"),
-    (
-        "data.repack.",
-        "name the dataset's features in data.cameras, data.state_key and data.action_key",
-    ),
-    (
-        "data.repack_transforms.",
-        "name the dataset's features in data.cameras, data.state_key and data.action_key",
-    ),
-];

@@ -45,9 +45,6 @@ pub struct Options {
     pub dry_run: bool,
     /// Look at what every launch writes and wait for the device after each step, so that errors name where they happened.
     pub watch: bool,
-    /// Write a run for `wandb sync`, and its project there.
-    pub wandb: bool,
-    pub wandb_project: String,
     /// When the program started, for the time to the first step.
     pub started: Instant,
 }
@@ -165,8 +162,8 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
             metrics: log.path(),
             step: first,
             name: &options.exp_name,
-            project: &options.wandb_project,
-            wandb: options.wandb,
+            project: &config.project_name,
+            wandb: config.wandb_enabled,
             config,
         })
     });
