@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use acrlpd::config::{ActorObjective, Config, Features, Part, QAggregation};
-use acrlpd::data::{CameraSpec, RewardMode};
+use acrlpd::data::{Boundary, CameraSpec, RewardMode};
 use tempfile::TempDir;
 
 fn folder(files: &[(&str, &str)]) -> TempDir {
@@ -181,6 +181,22 @@ fn the_original_s_other_names_mean_the_same() {
     assert_eq!((c.batch_size, c.eval_interval), (12, 9));
     assert_eq!((a.q_aggregation, a.features), (QAggregation::Mean, Features::Llm));
     assert_eq!(a.critic_hidden_dims, [8]);
+
+    let flat = "pi0_checkpoint_path = \"/w\"\ndiscount = 0.9\ntarget_update_tau = 0.5\nnum_workers = 3\n\
+                checkpoint_base_dir = \"out\"\n[data]\nbase_config.prompt_from_task = true\n\
+                [actor_optimizer]\nb1 = 0.5\n[qchunking]\npad_episodes = false\n";
+    let c = parse(flat);
+    assert_eq!(
+        (c.model.weights.as_deref(), c.data.loader_threads),
+        (Some(Path::new("/w")), 3)
+    );
+    assert_eq!((c.acrlpd.discount, c.acrlpd.target_update_rate), (0.9, 0.5));
+    assert_eq!(
+        (c.checkpoint_dir.as_path(), c.data.prompt_from_task),
+        (Path::new("out"), true)
+    );
+    assert_eq!((c.optimizer.actor.b1, c.qchunking.boundary), (0.5, Boundary::Drop));
+    assert_eq!(c.notes().len(), 8, "{:?}", c.notes());
 
     // The same thing twice, in agreement.
     let twice = "[data]\nprompt_from_task = true\n[acrlpd]\ndiscount = 0.9\n[qchunking]\ndiscount = 0.9\n";
