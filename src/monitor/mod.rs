@@ -208,9 +208,11 @@ mod tests {
 
     use super::*;
 
+    type Calls = Rc<RefCell<Vec<String>>>;
+
     /// Remembers what was asked of it, and fails from the given call on.
     struct Recorder {
-        calls: Rc<RefCell<Vec<String>>>,
+        calls: Calls,
         fails_after: usize,
     }
 
@@ -240,8 +242,8 @@ mod tests {
         }
     }
 
-    fn recorder(fails_after: usize) -> (Rc<RefCell<Vec<String>>>, io::Result<Box<dyn Sink>>) {
-        let calls = Rc::<RefCell<Vec<String>>>::default();
+    fn recorder(fails_after: usize) -> (Calls, io::Result<Box<dyn Sink>>) {
+        let calls = Calls::default();
         let sink = Recorder {
             calls: calls.clone(),
             fails_after,

@@ -50,15 +50,14 @@ pub fn render(runs: &[Run]) -> String {
         let names = runs.iter().enumerate().map(|(i, run)| swatch(i, &run.label));
         page += &format!("<div class=\"key\">{}</div>\n", names.collect::<String>());
     }
-    let steps = |pick: fn(&[(u64, f64)]) -> Option<&(u64, f64)>| {
-        runs.iter()
-            .flat_map(|run| &run.series)
-            .filter_map(move |s| Some(pick(&s.points)?.0))
-    };
-    let (first, last) = (steps(|p| p.first()).min(), steps(|p| p.last()).max());
+    let points = || runs.iter().flat_map(|run| &run.series).map(|series| &series.points);
+    let first = points().filter_map(|p| Some(p.first()?.0)).min().unwrap_or(0);
+    let last = points().filter_map(|p| Some(p.last()?.0)).max().unwrap_or(0);
+    // Zero is a round number to begin with, unless that would leave much of the charts empty.
+    let first = if first <= last / 10 { 0 } else { first };
     let all = sections(runs);
     for section in &all {
-        page += &charts(section, first.unwrap_or(0), last.unwrap_or(0), runs.len() == 1);
+        page += &charts(section, first, last, runs.len() == 1);
     }
     page += &numbers(runs, &all);
     page += &configuration(runs);

@@ -2,6 +2,8 @@
 
 /// Positive values that differ by this factor are shown on a logarithmic axis.
 const DECADES: f64 = 100.0;
+/// And so much must their bulk (without a tenth at both ends) span: noise that comes near to zero does not.
+const BULK: f64 = 20.0;
 
 /// An axis from `low` to `high`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,8 +26,11 @@ impl Scale {
 
     /// An axis that shows all `values` (finite, at least one), with a little room.
     pub fn of(values: impl Iterator<Item = f64>) -> Scale {
-        let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
-        if low > 0.0 && high / low >= DECADES {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        let at = |part: usize| values[((values.len() - 1) * part + 5) / 10];
+        let (low, high) = (at(0), at(10));
+        if low > 0.0 && high / low >= DECADES && at(9) / at(1) >= BULK {
             let room = 10f64.powf(0.04 * (high.log10() - low.log10()));
             return Scale {
                 low: (low / room).max(f64::MIN_POSITIVE),
@@ -35,15 +40,17 @@ impl Scale {
         }
         let room = match high - low {
             // All the same: a tenth of it on both sides.
-            0.0 => (0.1 * high.abs()).max(1e-3),
+            0.0 if high == 0.0 => 1.0,
+            0.0 => 0.1 * high.abs(),
             // Halves, for what is as far apart as numbers get.
             _ => 2.0 * (0.5 * high - 0.5 * low) * 0.06,
         };
         // Zero is a border no one should have to look for.
-        let bound = |x: f64, padded: f64| if x == 0.0 && high > low { 0.0 } else { padded };
+        let zero_below = low == 0.0;
+        let zero_above = high == 0.0 && low < 0.0;
         Scale {
-            low: bound(low, (low - room).max(f64::MIN)),
-            high: bound(high, (high + room).min(f64::MAX)),
+            low: if zero_below { 0.0 } else { (low - room).max(f64::MIN) },
+            high: if zero_above { 0.0 } else { (high + room).min(f64::MAX) },
             log: false,
         }
     }
@@ -67,11 +74,16 @@ impl Scale {
             .collect()
     }
 
-    /// Powers of ten, only some of them if there are many; with twos and fives between if there are few.
+    /// Powers of ten, only some of them if there are many; with threes between if there are few.
     fn decades(&self, count: usize) -> Vec<f64> {
         let (first, last) = (self.low.log10().floor() as i32, self.high.log10().ceil() as i32);
-        let every = ((last - first) as usize).div_ceil(count.max(1)).max(1);
-        let digits: &[f64] = if last - first <= 2 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+        let few = self.high.log10() - self.low.log10() <= 3.0;
+        let digits: &[f64] = if few { &[1.0, 3.0] } else { &[1.0] };
+        let every = if few {
+            1
+        } else {
+            ((last - first) as usize).div_ceil(count.max(1))
+        };
         let powers = (first..=last).step_by(every);
         let all = powers.flat_map(|e| digits.iter().map(move |d| d * 10f64.powi(e)));
         all.filter(|x| (self.low..=self.high).contains(x)).collect()
@@ -127,9 +139,12 @@ mod tests {
         let log = Scale::of([1e-5, 3.0].into_iter());
         assert_eq!(
             (log.log, labels(log)),
-            (true, ["1e\u{2212}5", "0.001", "0.1"].map(String::from).to_vec())
+            (true, ["1e\u{2212}4", "0.01", "1"].map(String::from).to_vec())
         );
-        assert_eq!(labels(Scale::of([0.2, 60.0].into_iter())), ["1", "10"]);
+        assert_eq!(
+            labels(Scale::of([0.2, 60.0].into_iter())),
+            ["0.3", "1", "3", "10", "30"]
+        );
         assert_eq!(labels(Scale::steps(0, 100_000)), ["0", "25k", "50k", "75k", "100k"]);
     }
 

@@ -23,12 +23,12 @@ pub struct Section<'a> {
     pub charts: Vec<Chart<'a>>,
 }
 
-/// Section of a number in the group `train`, by what its name has in it: the first that fits.
+/// Section of a number by what its name has in it: the first that fits.
 const KINDS: [(&str, &[&str]); 7] = [
-    ("Losses", &["loss", "td_error"]),
+    ("Temperature", &["entropy", "temperature", "alpha"]),
+    ("Losses", &["loss", "td_error", "bc_error"]),
     ("Learning rates", &["_lr"]),
     ("Norms", &["norm"]),
-    ("Temperature", &["entropy", "temperature", "alpha"]),
     ("Memory", &["byte", "memory", "_gb", "_mb"]),
     ("Speed", &["_per_s", "_ms", "wait", "flop", "seconds"]),
     ("Values", &["q"]),
@@ -102,22 +102,24 @@ fn family(name: &str) -> (&str, Option<&str>) {
 }
 
 fn section(name: &str) -> String {
-    let Some(leaf) = name.strip_prefix(TOP) else {
-        let group = name.split('/').next().unwrap_or(name);
-        if group == "eval" {
-            return "Held-out episodes".into();
-        }
-        let mut letters = group.chars();
-        let first = letters.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
-        return first + &letters.as_str().replace('_', " ");
-    };
-    // `q` is a word of its own, not a letter of another.
+    if name.starts_with("eval/") {
+        return "Held-out episodes".into();
+    }
     let has = |part: &&str| match *part {
-        "q" => leaf.split(['_', '/']).any(|word| word == "q"),
-        part => leaf.contains(part),
+        // A word of its own, not a letter of another.
+        "q" => name.split(['_', '/']).any(|word| word == "q"),
+        part => name.contains(part),
     };
-    let kind = KINDS.iter().find(|(_, parts)| parts.iter().any(has));
-    kind.map_or("Batches", |(title, _)| title).into()
+    if let Some((title, _)) = KINDS.iter().find(|(_, parts)| parts.iter().any(has)) {
+        return (*title).into();
+    }
+    match name.split_once('/') {
+        None | Some(("train", _)) => "Batches".into(),
+        Some((group, _)) => {
+            let (first, rest) = group.split_at(group.chars().next().map_or(0, char::len_utf8));
+            first.to_uppercase() + &rest.replace('_', " ")
+        }
+    }
 }
 
 fn unit(name: &str) -> &'static str {
@@ -161,7 +163,7 @@ mod tests {
             "train/sequence",
             "train/best_q",
             "train/bc_loss",
-            "gpu/clock_ms",
+            "gpu_state/clock",
             "eval/q",
             "train/pi0_lr",
         ];
@@ -176,12 +178,12 @@ mod tests {
                 "Held-out episodes",
                 "Learning rates",
                 "Batches",
-                "Gpu"
+                "Gpu state"
             ]
         );
         assert_eq!(
-            (all[0].charts[0].title.as_str(), all[5].charts[0].unit),
-            ("bc_loss", "ms")
+            (all[0].charts[0].title.as_str(), all[3].charts[0].title.as_str()),
+            ("bc_loss", "pi0_lr")
         );
     }
 

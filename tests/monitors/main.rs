@@ -134,7 +134,9 @@ fn syncs_with(packages: Packages) {
     };
     let killed = sync(&folders[0]);
     assert_eq!(q(&killed).len(), 10);
-    assert_ne!(killed["exit_code"], 0, "a file without an end is of a killed program");
+    if let Packages::New = packages {
+        assert_eq!(killed["exit_code"], 1, "a file without an end is of a killed program");
+    }
     let sent = sync(&folders[1]);
     assert_eq!(q(&sent), expected());
     let id = RunFile::read(run.dir.path()).expect("run.json").id;
@@ -148,10 +150,8 @@ fn syncs_with(packages: Packages) {
         sent["config"]["note"]["value"].as_str().expect("text").chars().count(),
         40_000
     );
-    assert_eq!(
-        (&sent["summary"]["train/q"], &sent["summary"]["eval/error/1"]),
-        (&json!(2.12), &json!(12.0))
-    );
+    let summary = |name: &str| sent["summary"][name].as_f64();
+    assert_eq!((summary("train/q"), summary("eval/error/1")), (Some(2.12), Some(12.0)));
     assert_eq!(sent["exit_code"], 0);
     let last = &sent["history"][11];
     assert!(

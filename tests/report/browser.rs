@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 const WIDTH: usize = 1280;
-const HEIGHT: usize = 2000;
+const HEIGHT: usize = 3000;
 /// The lines of the first two runs, in the light colours of the page.
 const LINES: [[u8; 3]; 2] = [[0x25, 0x63, 0xeb], [0xe2, 0x71, 0x1d]];
 /// Pixels of a line's very colour that a chart has at least; edges are mixed with the background.

@@ -78,12 +78,12 @@ fn every_number_of_a_run_is_in_its_page() {
     let expected = [
         "critic_loss",
         "actor_loss",
+        "td_error",
         "q",
         "eval/action_error",
         "pi0_lr",
         "skipped",
         "steps_per_s",
-        "td_error",
     ];
     assert_eq!(charts(&page), expected);
     for text in [
