@@ -116,13 +116,14 @@ impl Observer for Console {
 
     fn begin(&mut self, p: &Preparation<'_>) {
         let (plan, source) = (p.plan, p.source);
-        let kind = if p.software {
+        let caps = p.gpu.caps();
+        let kind = if caps.software {
             ", a CPU: for trying things out"
         } else {
             ""
         };
         let dataset = source.builder.dataset();
-        println!("device      {}{kind}", p.device);
+        println!("device      {}{kind}", caps.name);
         println!(
             "dataset     {} ({} frames; {} episodes to train on, {} held out)",
             dataset.info().root.display(),

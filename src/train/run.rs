@@ -51,8 +51,7 @@ pub struct Options {
 
 /// What is known when the loop is about to begin.
 pub struct Preparation<'a> {
-    pub device: &'a str,
-    pub software: bool,
+    pub gpu: &'a Gpu,
     pub source: &'a Source,
     pub plan: &'a Plan,
     /// First and last step of this program, as counted from 0; `first` steps are done already.
@@ -168,8 +167,7 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
         })
     });
     observer.begin(&Preparation {
-        device: &gpu.caps().name,
-        software: gpu.caps().software,
+        gpu: &gpu,
         source: &source,
         plan: &plan,
         first,
