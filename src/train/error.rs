@@ -37,7 +37,7 @@ pub enum TrainError {
     #[error("step {step} could not be saved and is lost: {source}; the newest checkpoint is {kept}")]
     Unsaved {
         step: u64,
-        source: CheckpointError,
+        source: Box<CheckpointError>,
         kept: String,
     },
     #[error(

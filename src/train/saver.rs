@@ -71,7 +71,7 @@ impl<'a> Saver<'a> {
             let step = saving.step();
             let (folder, took) = saving.wait().map_err(|source| TrainError::Unsaved {
                 step,
-                source,
+                source: source.into(),
                 kept: shown(&self.kept),
             })?;
             observer.saved(&folder, took);
