@@ -287,7 +287,7 @@ fn every_key_is_read_by_something() {
 #[test]
 fn a_read_that_goes_away_is_noticed() {
     for (file, read, key) in [
-        ("config/convert.rs", "self.acrlpd.discount", "acrlpd.discount"),
+        ("config/convert.rs", "q.terminal_reward", "qchunking.terminal_reward"),
         ("config/convert.rs", "q.reward_scale", "qchunking.reward_scale"),
         ("config/convert.rs", "self.vision_mlp", "model.dims.vision_mlp"),
         ("config/convert.rs", "d.adapt_to_pi", "data.adapt_to_pi"),

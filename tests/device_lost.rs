@@ -61,6 +61,9 @@ fn a_device_without_memory_ends_the_run_with_the_newest_checkpoint_in_the_messag
     let newest = newest.expect("a folder").expect("a checkpoint");
     acrlpd::checkpoint::open(&newest).expect("it is whole");
     let text = error.to_string();
-    assert!(text.contains("memory") && text.contains(&newest.display().to_string()), "{text}");
+    assert!(
+        text.contains("no room") && text.contains(&newest.display().to_string()),
+        "{text}"
+    );
     assert!(!text.contains('\n') && text.contains("--resume"), "{text}");
 }
