@@ -53,6 +53,7 @@ fn a_device_without_memory_ends_the_run_with_the_newest_checkpoint_in_the_messag
         memory_fraction: 0.9,
         dry_run: false,
         watch: false,
+        profile: false,
         started: Instant::now(),
     };
     let error = train::run(&options, &Stop::default(), &mut Greedy::default()).expect_err("the device has failed");

@@ -6,7 +6,7 @@ mod support;
 use std::process::Command;
 
 use serde_json::Value;
-use support::{Runs, check};
+use support::{Runs, check, timeless};
 
 const DIVERGING: [&str; 4] = [
     "--max-steps=20",
@@ -170,4 +170,39 @@ fn eval_scores_a_checkpoint_on_held_out_episodes() {
     );
     let (_, stderr) = eval(2, &["--episodes=99"]);
     assert!(stderr.contains("99") && stderr.contains("--episodes"), "{stderr}");
+}
+
+#[test]
+fn a_timed_step_is_the_same_step_and_its_phases_are_in_the_report() {
+    let runs = Runs::new();
+    runs.tiny(0, "plain", &["--max-steps=6"]);
+    runs.tiny(0, "timed", &["--max-steps=6", "--profile"]);
+    assert_eq!(
+        runs.rows("plain").iter().map(timeless).collect::<Vec<_>>(),
+        runs.rows("timed").iter().map(timeless).collect::<Vec<_>>()
+    );
+    assert!(!runs.dir("plain").join("phases.json").exists());
+    let dir = runs.dir("timed");
+    let text = std::fs::read_to_string(dir.join("phases.json")).expect("it is there");
+    let times: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(times["step"], 5);
+    let phases = times["phases"].as_array().expect("a list");
+    let named: Vec<&str> = phases.iter().filter_map(|p| p["name"].as_str()).collect();
+    for name in [
+        "current prefix forward",
+        "critics",
+        "current prefix backward",
+        "optimizer",
+    ] {
+        assert!(named.contains(&name), "{named:?}");
+    }
+    assert!(
+        phases.iter().all(|p| p["ms"].as_f64().is_some_and(|ms| ms > 0.0)),
+        "{text}"
+    );
+    acrlpd(0, &["report", &dir.display().to_string()]);
+    let page = std::fs::read_to_string(dir.join("report.html")).expect("a page");
+    for name in named {
+        assert!(page.contains(&format!(">{name}</text>")), "{name}");
+    }
 }

@@ -44,6 +44,9 @@ pub struct Args {
     /// several times slower.
     #[arg(long)]
     pub debug: bool,
+    /// Time every launch of the fifth step and keep the times of its phases, which `report` shows.
+    #[arg(long)]
+    profile: bool,
     /// Prepare everything, do one step, write nothing.
     #[arg(long)]
     dry_run: bool,
@@ -98,6 +101,7 @@ pub fn run(args: Args, started: Instant) -> Outcome {
         memory_fraction,
         dry_run: args.dry_run,
         watch: args.debug,
+        profile: args.profile,
         started,
     };
     let stop = Stop::listen().context("the signal handlers cannot be installed")?;

@@ -6,11 +6,13 @@
 //! | [`reduce`] | long columns: least and greatest of a bucket, moving mean |
 //! | [`scale`] | axes: linear or logarithmic, round ticks, short numbers |
 //! | [`chart`] | one chart as SVG |
+//! | [`phases`] | where the time of a step goes |
 //! | [`sections`] | which charts there are, and in which order |
 //! | [`page`] | the page around them |
 
 pub mod chart;
 pub mod page;
+pub mod phases;
 pub mod reduce;
 pub mod run;
 pub mod scale;

@@ -1,10 +1,10 @@
 //! The page around the charts: names, summary, all numbers, configuration.
 
 use super::chart::{self, COLOURS};
-use super::escape;
 use super::run::Run;
 use super::scale::short;
 use super::sections::{Chart, Section, sections};
+use super::{escape, phases};
 
 /// Digits of numbers in tables.
 const DIGITS: usize = 4;
@@ -59,6 +59,7 @@ pub fn render(runs: &[Run]) -> String {
     for section in &all {
         page += &charts(section, first, last, runs.len() == 1);
     }
+    page += &phases::section(runs);
     page += &numbers(runs, &all);
     page += &configuration(runs);
     page + "</body>\n</html>\n"
@@ -68,7 +69,7 @@ pub fn render(runs: &[Run]) -> String {
 fn colours() -> String {
     let rules = (0..COLOURS).map(|i| {
         format!(
-            "svg path.c{i} {{ stroke: var(--c{i}); }} svg circle.c{i} {{ fill: var(--c{i}); }} \
+            "svg path.c{i} {{ stroke: var(--c{i}); }} svg circle.c{i}, svg rect.c{i} {{ fill: var(--c{i}); }} \
              .swatch.c{i} {{ background: var(--c{i}); }}\n"
         )
     });

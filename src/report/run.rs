@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::ReportError;
 use crate::monitor::{RunFile, rows};
 use crate::train::metrics::Log;
+use crate::train::phases::PhaseTimes;
 
 /// A number of the rows: steps and finite values, by step.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +53,8 @@ pub struct Run {
     pub last_step: u64,
     /// In the order in which the rows name them.
     pub series: Vec<Series>,
+    /// One step's time by phase, if one was timed.
+    pub phases: Option<PhaseTimes>,
     /// Keys with dots and their values; empty if the folder has none.
     pub config: Vec<(String, String)>,
 }
@@ -101,6 +104,7 @@ impl Run {
             rows: count,
             last_step,
             series,
+            phases: PhaseTimes::read(dir),
             config: RunFile::read(dir).map_or_else(Vec::new, |run| keys(&run.config)),
         })
     }

@@ -146,6 +146,7 @@ mod tests {
             label: label.into(),
             rows: 1,
             last_step: 1,
+            phases: None,
             config: Vec::new(),
             series: names
                 .iter()

@@ -14,6 +14,7 @@
 //! | [`snapshot`] | the learner in and out of checkpoints |
 //! | `saver` | when checkpoints are saved, and what a full disk means |
 //! | `lock` | one trainer in a run's folder |
+//! | [`phases`] | where the time of one step went |
 //! | [`plan`] | what a step costs, without a device |
 //! | [`signals`] | Ctrl-C and `kill` |
 
@@ -27,6 +28,7 @@ pub mod guard;
 pub mod interval;
 mod lock;
 pub mod metrics;
+pub mod phases;
 pub mod plan;
 pub mod recipe;
 pub mod row;

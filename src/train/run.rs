@@ -45,6 +45,8 @@ pub struct Options {
     pub dry_run: bool,
     /// Look at what every launch writes and wait for the device after each step, so that errors name where they happened.
     pub watch: bool,
+    /// Time every launch of one step, for `phases.json`.
+    pub profile: bool,
     /// When the program started, for the time to the first step.
     pub started: Instant,
 }

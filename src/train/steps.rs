@@ -10,6 +10,7 @@ use super::feed::Feed;
 use super::guard::{Guard, Verdict};
 use super::interval::{Fed, Interval, Pending, Queue, Surroundings};
 use super::metrics::Log;
+use super::phases::PhaseTimes;
 use super::run::{Finish, Observer, Options};
 use super::saver::{Saver, shown};
 use super::setup::{self, Source};
@@ -18,6 +19,7 @@ use super::snapshot::Identity;
 use super::{diagnose, dump, eval, recipe};
 use crate::checkpoint::Saved;
 use crate::data::{ChunkBatch, DataError};
+use crate::gpu::{Roofline, Totals};
 use crate::monitor::Monitor;
 use crate::ops::roofline;
 use crate::ops::watch::Watch;
@@ -30,6 +32,9 @@ const IN_FLIGHT: usize = 4;
 
 /// Side of the product that peak arithmetic is measured with: near the step's own (about 6000 rows), in little memory.
 const PEAK_SIDE: usize = 4096;
+
+/// Steps of the program before the one that is timed: kernels are compiled by then.
+const PROFILED: u64 = 4;
 
 /// A run under way.
 pub(super) struct Run<'a> {
@@ -131,12 +136,20 @@ impl<'a> Run<'a> {
             })??;
             let update_pi0 = learner.config.updates_pi0(done);
             metrics.clear(gpu);
-            let watch = self.options.watch.then(|| Watch::begin(gpu));
-            for part in &ration.parts {
-                schedule::micro_batch(learner, &metrics, part, update_pi0);
-            }
             let rates = recipe::rates(config, done);
-            optimizer::update(learner, &metrics, done, rates);
+            let step = || {
+                for part in &ration.parts {
+                    schedule::micro_batch(learner, &metrics, part, update_pi0);
+                }
+                optimizer::update(learner, &metrics, done, rates);
+            };
+            let watch = self.options.watch.then(|| Watch::begin(gpu));
+            let mut work = Totals::default();
+            if self.options.profile && done == first + PROFILED {
+                work = self.profiled(done + 1, step)?;
+            } else {
+                step();
+            }
             done += 1;
             self.issued = done;
             if let Some(finding) = watch.map(Watch::finish).transpose()?.flatten() {
@@ -145,7 +158,9 @@ impl<'a> Run<'a> {
             if self.row_due(done, end) {
                 optimizer::weight_norms(learner, &metrics);
             }
-            let work = gpu.take_record().total();
+            let issued = gpu.take_record().total();
+            work.launches += issued.launches;
+            work.flops += issued.flops;
             self.launches += work.launches;
             let at = began.elapsed().saturating_sub(self.paused);
             self.queue.push_back(Pending {
@@ -197,6 +212,30 @@ impl<'a> Run<'a> {
             checkpoint,
             metrics: self.log.as_ref().map(|log| log.path().to_owned()),
             signal,
+        })
+    }
+
+    /// Issues step number `number` with every launch timed, and keeps the times; returns what was launched.
+    fn profiled(&mut self, number: u64, step: impl FnOnce()) -> Result<Totals> {
+        let gpu = &self.learner.gpu;
+        // Shares of a roofline are `bench step`'s: here only times count.
+        let roofline = Roofline {
+            flops_per_s: f64::INFINITY,
+            bytes_per_s: f64::INFINITY,
+        };
+        let ((), profile) = gpu.profile(roofline, step)?;
+        let times = PhaseTimes::new(&gpu.caps().name, number, &profile);
+        if let Some(log) = &self.log
+            && let Some(dir) = log.path().parent()
+            && let Err(error) = times.write(dir)
+        {
+            tracing::warn!("the times of step {number} were lost: {error}");
+        }
+        let total = profile.total();
+        Ok(Totals {
+            launches: total.launches,
+            flops: total.flops,
+            ..Totals::default()
         })
     }
 
