@@ -14,7 +14,7 @@ use crate::step::learner::Temperature;
 /// Names of the temperature's numbers in `optimizer.safetensors`.
 const TEMPERATURE: [&str; 3] = ["log_alpha", "m", "v"];
 
-/// Bytes of a checkpoint that may wait for the disk in host memory: training goes on when all but these are written.
+/// Bytes of a checkpoint that may wait for the disk where the system does not say how much memory it has left.
 const IN_MEMORY: usize = 4 << 30;
 
 /// What identifies a checkpoint beside the learner.
@@ -35,7 +35,7 @@ pub fn save(learner: &Learner, identity: &Identity<'_>, step: u64, skipped: u64)
     let Identity { dir, config, stats } = identity;
     let mut state = RunState::now(step, config.seed, &config.name);
     state.skipped = skipped;
-    let draft = Background::begin(dir, state, IN_MEMORY)?;
+    let draft = Background::begin(dir, state, room())?;
     let gpu = &learner.gpu;
     let (pi0, critic) = (&learner.pi0, &learner.critic);
     write(gpu, &draft, state::PARAMS, &[("", &pi0.weights)])?;
@@ -62,6 +62,16 @@ pub fn save(learner: &Learner, identity: &Identity<'_>, step: u64, skipped: u64)
     draft.text(state::CONFIG, config.to_toml());
     draft.text(state::NORM_STATS, stats.to_json());
     Ok(draft.commit(config.keep_checkpoints))
+}
+
+/// Bytes of a checkpoint that may wait for the disk in host memory, half of what is left of it: training goes on when all
+/// but these are written.
+fn room() -> usize {
+    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()
+    });
+    available.map_or(IN_MEMORY, |kilobytes| kilobytes / 2 * 1024)
 }
 
 /// Sets a learner to what was saved. Nothing is changed unless everything fits.
