@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 /// Size of a chart, and of the margins around its axes (left, top, right, bottom), in pixels.
-const SIZE: (f64, f64) = (640.0, 300.0);
-const MARGIN: [f64; 4] = [56.0, 40.0, 16.0, 44.0];
+const SIZE: (f64, f64) = (640.0, 320.0);
+const MARGIN: [f64; 4] = [56.0, 60.0, 16.0, 44.0];
 
 /// A chart whose y axis runs from 0 to 1.
 pub struct Chart {

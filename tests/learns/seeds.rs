@@ -1,6 +1,6 @@
 //! The long form: three seeds, two runs each, tried at every checkpoint, and the figures of docs/RESULTS.md.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::agent::{Agent, Rated};
 use crate::demonstrations::perfect_clone;
@@ -11,7 +11,7 @@ use crate::world::Outcome;
 
 const SEEDS: [u64; 3] = [1, 2, 3];
 const DEMONSTRATIONS: usize = 500;
-const STEPS: u64 = 1000;
+const STEPS: u64 = 800;
 /// Between two checkpoints.
 const INTERVAL: u64 = 100;
 /// Starts from which the policies of the last checkpoints are tried, and those before.
@@ -23,7 +23,7 @@ const RUNS: [(&str, &[(&str, &str)]); 2] = [
     ("cloned", &[("acrlpd.actor_loss_weight", "0")]),
     (
         "ACRLPD",
-        &[("acrlpd.actor_loss_weight", "0.05"), ("acrlpd.num_action_samples", "4")],
+        &[("acrlpd.actor_loss_weight", "0.1"), ("acrlpd.num_action_samples", "4")],
     ),
 ];
 /// One colour for each run, acting by one sample and by choice.
@@ -86,11 +86,13 @@ impl Seed {
         let runs = RUNS.map(|(name, changes)| {
             let folders = trial.train(name, &[&schedule, changes].concat());
             let agent = trial.agent();
-            let point = |(folder, step): (&std::path::PathBuf, u64)| {
+            let steps = (1..).map(|i| i * INTERVAL);
+            let point = |(folder, step): (&PathBuf, u64)| {
+                println!("after {step} steps");
                 agent.load(folder);
                 Point::new(&trial, &agent, step)
             };
-            folders.iter().zip((1..).map(|i| i * INTERVAL)).map(point).collect()
+            folders.iter().zip(steps).map(point).collect()
         });
         let episodes = &trial.demonstrations;
         Seed {

@@ -83,10 +83,10 @@ impl Trial {
     /// How often the target is reached from `starts` starts, by the best of `candidates` chunks.
     pub fn success(&self, agent: &Agent, candidates: usize, starts: usize) -> Share {
         let worlds = agent.walk(Key::new(self.seed).fold(TRIED), starts, candidates);
-        Share {
-            k: worlds.iter().filter(|w| w.outcome == Outcome::Reached).count(),
-            n: starts,
-        }
+        let ended = |how: Outcome| worlds.iter().filter(|w| w.outcome == how).count();
+        let [reached, sunk, late] = [Outcome::Reached, Outcome::Sunk, Outcome::Late].map(ended);
+        println!("best of {candidates}: {reached} reached the target, {sunk} sank, {late} were late");
+        Share { k: reached, n: starts }
     }
 }
 
