@@ -239,6 +239,26 @@ impl BatchBuilder {
         Ok(rewards.fold(0.0, |later, r| f64::from(*r) + self.spec.discount * later))
     }
 
+    /// The most that |values| can be, as far as the recorded episodes tell: the largest |discounted return| of any frame,
+    /// and where recording stopped before the end of an episode, its largest |reward| for ever.
+    pub fn value_bound(&self) -> f64 {
+        let discount = self.spec.discount;
+        let bound = |e: &EpisodeLabels| {
+            let (mut later, mut most) = (0.0, 0.0f64);
+            for reward in e.rewards.iter().rev() {
+                later = f64::from(*reward) + discount * later;
+                let for_ever = if e.terminal {
+                    0.0
+                } else {
+                    f64::from(*reward) / (1.0 - discount).max(1e-9)
+                };
+                most = most.max(later.abs()).max(for_ever.abs());
+            }
+            most
+        };
+        self.episodes.iter().map(bound).fold(0.0, f64::max)
+    }
+
     fn episode_of(&self, frame: usize) -> Result<&EpisodeLabels, DataError> {
         let after = self.episodes.partition_point(|e| e.start <= frame);
         let episode = self.episodes[..after].last().filter(|e| frame - e.start < e.length);

@@ -39,7 +39,8 @@ pub struct Recorded<'a> {
 
 /// What critics and policy say of recorded chunks.
 pub struct Rated {
-    /// `[B]`: the ensemble's values made into one by the rule of the candidates.
+    /// `[E, B]`, and made into one value `[B]` by the rule of the candidates.
+    pub q: Tensor,
     pub value: Tensor,
     /// Mean squared error of the velocity at each action, as in the BC loss, `[B, H]`.
     pub flow_error: Tensor,
@@ -128,7 +129,7 @@ pub fn act(learner: &Learner, observations: &Observations, noise: &[f32], record
         suffix::forward(gpu, &net, &rows, &x, &times, each, &cache, None, output);
         let (error, weight) = (flow_error.view([b * h]), gpu.upload_f32(&vec![1.0; b * h], [b * h]));
         flow::velocity_loss(gpu, &velocity, &noise, &actions, &weight, 1.0, &error, None);
-        Rated { value, flow_error }
+        Rated { q, value, flow_error }
     });
     Choice {
         candidates,

@@ -16,8 +16,6 @@ pub struct Ration {
     pub parts: Vec<MicroBatch>,
     /// Mean discounted reward of a chunk; shares of samples of successful episodes, and of samples with weight.
     pub reward: f64,
-    /// Largest |discounted reward| of a chunk.
-    pub reward_peak: f64,
     pub positives: f64,
     pub valid: f64,
 }
@@ -76,7 +74,6 @@ fn ration(collator: &Collator, step: u64, batch: &ChunkBatch) -> Ration {
     Ration {
         parts: collator.micro_batches(step, batch),
         reward: mean(&mut batch.reward.iter().map(|r| f64::from(*r))),
-        reward_peak: batch.reward.iter().fold(0.0, |peak, r| f64::from(r.abs()).max(peak)),
         positives: mean(&mut batch.is_positive.iter().map(|p| f64::from(u8::from(*p)))),
         valid: mean(&mut batch.chunk_valid.iter().map(|w| f64::from(*w))),
     }

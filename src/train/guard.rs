@@ -5,8 +5,9 @@ use crate::model::params::Room;
 use crate::step::metrics::Values;
 use crate::step::optimizer::PATIENCE;
 
-/// How far values may leave what rewards allow before it counts as divergence: bootstrapped values overshoot a little.
-const OVERSHOOT: f64 = 3.0;
+/// How far values may leave what episodes are worth: bootstrapped ones overshoot, and a policy may do better than any
+/// demonstration, but not by this much.
+const OVERSHOOT: f64 = 2.0;
 /// Spread of a critic's values, relative to their size, below which it says the same of everything.
 const SPREAD: f64 = 1e-6;
 
@@ -29,27 +30,27 @@ pub struct Guard {
     /// Consecutive steps whose gradients were not finite, and the first of them.
     bad: u32,
     first: u64,
-    /// The largest |reward| of a chunk so far, and how much a chunk later counts.
-    reward: f64,
-    chunk_discount: f64,
+    /// The most that values can be; 0 if nothing is known.
+    bound: f64,
+    /// What was said already: of the actor, and of each critic.
+    overrated: bool,
     warned: Vec<[bool; 2]>,
 }
 
 impl Guard {
-    /// For values discounted by `chunk_discount` from chunk to chunk.
-    pub fn new(chunk_discount: f64) -> Guard {
+    /// For values of at most `bound`, as [`BatchBuilder::value_bound`](crate::data::BatchBuilder::value_bound) has it.
+    pub fn new(bound: f64) -> Guard {
         Guard {
             bad: 0,
             first: 0,
-            reward: 0.0,
-            chunk_discount,
+            bound,
+            overrated: false,
             warned: Vec::new(),
         }
     }
 
-    /// Looks at step number `done`, whose largest |reward| of a chunk was `reward`.
-    pub fn step(&mut self, done: u64, values: &Values, reward: f64) -> Verdict {
-        self.reward = self.reward.max(reward);
+    /// Looks at step number `done`.
+    pub fn step(&mut self, done: u64, values: &Values) -> Verdict {
         let bad = |rooms: Option<&[Room]>| values.bad_gradients(rooms) != 0.0;
         let part = match (bad(Some(&Room::PI0)), bad(Some(&[Room::Critic])), bad(None)) {
             (false, false, false) => {
@@ -77,17 +78,27 @@ impl Guard {
     /// What a row gives to worry about, each said once until it is over.
     pub fn row(&mut self, row: &Row) -> Vec<String> {
         self.warned.resize(row.critics.len(), [false; 2]);
-        let bound = self.reward / (1.0 - self.chunk_discount).max(1e-9);
+        let bound = self.bound;
+        let beyond = |q: f64| bound > 0.0 && q.abs() > OVERSHOOT * bound;
         let mut worries = Vec::new();
+        let overrated = bound > 0.0 && row.best_q > OVERSHOOT * bound;
+        if overrated && !self.overrated {
+            worries.push(format!(
+                "step {}: critics rate the policy's choice {:.3}, though the best recorded episode is worth {bound:.3}: the \
+                 policy has found what they overrate; lower acrlpd.actor_loss_weight or acrlpd.actor_lr, or raise \
+                 acrlpd.bc_loss_weight",
+                row.step, row.best_q
+            ));
+        }
+        self.overrated = overrated;
         for (i, (critic, warned)) in row.critics.iter().zip(&mut self.warned).enumerate() {
             let largest = critic.q_max.abs().max(critic.q_min.abs());
-            let diverges = self.reward > 0.0 && critic.q.abs() > OVERSHOOT * bound;
+            let diverges = beyond(critic.q);
             let dead = critic.q_max - critic.q_min <= SPREAD * largest;
             if diverges && !warned[0] {
                 worries.push(format!(
-                    "step {}: critic {i} gives values up to {largest:.3}, though no behaviour can be worth more than \
-                     {bound:.3} with the rewards seen so far: the critics diverge; lower acrlpd.critic_lr or \
-                     acrlpd.target_update_rate",
+                    "step {}: critic {i} gives recorded chunks values up to {largest:.3}, though the best recorded episode \
+                     is worth {bound:.3}: the critics diverge; lower acrlpd.critic_lr or acrlpd.target_update_rate",
                     row.step
                 ));
             }
@@ -110,31 +121,32 @@ mod tests {
     use crate::train::row::CriticRow;
 
     #[test]
-    fn values_beyond_all_rewards_and_constant_ones_are_worries_once() {
-        let mut guard = Guard::new(0.9);
-        guard.reward = 1.0;
-        let row = |q: f64, spread: f64| Row {
+    fn values_beyond_all_episodes_and_constant_ones_are_worries_once() {
+        let mut guard = Guard::new(10.0);
+        let row = |q: f64, spread: f64, best_q: f64| Row {
             critics: vec![CriticRow {
                 q,
                 q_min: q - spread,
                 q_max: q + spread,
             }],
+            best_q,
             ..Row::default()
         };
-        // With reward 1 and 0.9 a chunk, 10 is the most; three times that is divergence.
-        assert!(guard.row(&row(29.0, 1.0)).is_empty());
-        let worries = guard.row(&row(-31.0, 1.0));
+        assert!(guard.row(&row(19.0, 1.0, 19.0)).is_empty());
+        let worries = guard.row(&row(-21.0, 1.0, -21.0));
         assert!(
             worries.len() == 1 && worries[0].contains("diverge") && worries[0].contains("10.000"),
             "{worries:?}"
         );
-        assert!(guard.row(&row(31.0, 1.0)).is_empty(), "said already");
-        assert!(guard.row(&row(1.0, 1.0)).is_empty());
-        assert_eq!(guard.row(&row(31.0, 1.0)).len(), 1, "it came back");
-        let worries = guard.row(&row(0.5, 0.0));
+        assert!(guard.row(&row(21.0, 1.0, 0.0)).is_empty(), "said already");
+        assert!(guard.row(&row(1.0, 1.0, 0.0)).is_empty());
+        assert_eq!(guard.row(&row(21.0, 1.0, 0.0)).len(), 1, "it came back");
+        let worries = guard.row(&row(0.5, 0.0, f64::NAN));
         assert!(worries.len() == 1 && worries[0].contains("same value"), "{worries:?}");
+        let worries = guard.row(&row(0.5, 1.0, 20.1));
+        assert!(worries.len() == 1 && worries[0].contains("overrate"), "{worries:?}");
         // Without a reward there is no bound.
-        let mut blind = Guard::new(0.9);
-        assert!(blind.row(&row(1e6, 1.0)).is_empty());
+        let mut blind = Guard::new(0.0);
+        assert!(blind.row(&row(1e6, 1.0, 1e6)).is_empty());
     }
 }

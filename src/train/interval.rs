@@ -19,7 +19,6 @@ pub struct Fed {
     pub updates_pi0: bool,
     pub rates: Rates,
     pub reward: f64,
-    pub reward_peak: f64,
     pub positives: f64,
     pub valid: f64,
     /// Useful floating point operations.
@@ -35,7 +34,6 @@ impl Fed {
             updates_pi0,
             rates,
             reward: ration.reward,
-            reward_peak: ration.reward_peak,
             positives: ration.positives,
             valid: ration.valid,
             flops,

@@ -90,7 +90,7 @@ impl<'a> Run<'a> {
             interval: Interval::new(config.batch_size, learner.temperature.is_some()),
             queue: Queue::new(),
             peak_flops: None,
-            guard: Guard::new(config.acrlpd.discount.powi(config.model.action_horizon as i32)),
+            guard: Guard::new(source.builder.value_bound()),
             skipped: 0,
             issued: 0,
             launches: 0,
@@ -264,7 +264,7 @@ impl<'a> Run<'a> {
 
     /// Ends the run when nothing is learned any more.
     fn guard(&mut self, step: &Fed, values: &Values) -> Result<()> {
-        let verdict = self.guard.step(step.done, values, step.reward_peak);
+        let verdict = self.guard.step(step.done, values);
         let (part, first) = match verdict {
             Verdict::Fine => return Ok(()),
             Verdict::Skipped(part) => {

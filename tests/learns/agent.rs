@@ -137,7 +137,7 @@ impl Agent {
     fn rate(&self, frames: &[usize]) -> Vec<f64> {
         let batch = self.source.builder.build(frames).expect("recorded chunks");
         let choice = eval::choose(&self.learner, &self.collator(1), &batch);
-        let q = self.learner.gpu.read_f32(&choice.recorded_q.expect("they were given"));
+        let q = self.learner.gpu.read_f32(&choice.recorded.expect("they were given").q);
         let q = q.expect("values");
         let members = q.len() / frames.len();
         let mean = |i: usize| (0..members).map(|m| f64::from(q[m * frames.len() + i])).sum::<f64>() / members as f64;

@@ -63,7 +63,8 @@ impl Trial {
             device: crate::device(),
             memory_fraction: 0.9,
             dry_run: false,
-            sync_every_step: false,
+            watch: false,
+            profile: false,
             started: Instant::now(),
         };
         let finish = train::run(&options, &Stop::default(), &mut Printer).expect("it trains");
