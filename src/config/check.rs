@@ -4,7 +4,7 @@ use super::error::ConfigError;
 use super::names::nearest_of;
 use super::notes::{Note, What};
 use super::range::Range;
-use super::schema::{AdamW, Config, ExpertVariant, PaligemmaVariant, Part};
+use super::schema::{Config, ExpertVariant, Optimizer, PaligemmaVariant, Part};
 use super::source::is_address;
 use crate::data::transforms::ALOHA_DIM;
 use crate::model::dims::PATCH;
@@ -171,6 +171,11 @@ impl Config {
         let a = &self.acrlpd;
         r.not_negative("acrlpd.actor_loss_weight", a.actor_loss_weight);
         r.not_negative("acrlpd.bc_loss_weight", a.bc_loss_weight);
+        r.not_negative("acrlpd.smoothness_weight", a.smoothness_weight);
+        let no_steps = a.smoothness_weight > 0.0 && self.model.action_horizon == 1;
+        r.forbid(no_steps, "acrlpd.smoothness_weight", || {
+            "a chunk of model.action_horizon = 1 has no step between actions; set it to 0, or make chunks longer".into()
+        });
         r.at_least_one("acrlpd.actor_update_freq", a.actor_update_freq);
         let why = ": the best of no candidates has no value";
         r.at_least_one_or("acrlpd.num_action_samples", a.num_action_samples, why);
@@ -211,7 +216,7 @@ impl Config {
         r.not_negative("acrlpd.actor_lr", a.actor_lr);
         r.not_negative("acrlpd.critic_lr", a.critic_lr);
         for (group, o) in [("actor", &self.optimizer.actor), ("critic", &self.optimizer.critic)] {
-            let AdamW {
+            let Optimizer {
                 warmup_steps: warmup,
                 decay_steps: decay,
                 ..
