@@ -7,6 +7,7 @@ use std::path::Path;
 
 use acrlpd::gpu::nvrtc::Toolchain;
 use acrlpd::gpu::{DType, DryKernel, Gpu};
+use acrlpd::model::critic_networks::Network;
 use acrlpd::model::dims::{CriticDims, Pi0Dims};
 use acrlpd::model::layout::ObservationMasks;
 use acrlpd::model::remat::Remat;
@@ -16,7 +17,7 @@ use acrlpd::ops::image::Jitter;
 use acrlpd::ops::optimizers::{Hyper, Kind};
 use acrlpd::ops::td::TdLoss;
 use acrlpd::step::batch::{MicroBatch, Noise, Observations, Pictures, Totals};
-use acrlpd::step::config::{Features, GroupConfig, Objective, StepConfig};
+use acrlpd::step::config::{Features, GroupConfig, LossWeights, Objective, StepConfig};
 use acrlpd::step::learner::Learner;
 use acrlpd::step::metrics::Metrics;
 use acrlpd::step::optimizer::{self, Rates};
@@ -65,6 +66,10 @@ fn both(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: &StepConfig, bat
             pi0: lion,
             critic: lion,
             objective: Objective::MeanN,
+            weights: LossWeights {
+                smoothness: 1.0,
+                ..usual.weights
+            },
             critic_loss: TdLoss::Huber(1.0),
             features: Features::Llm,
             feature_grad: true,
@@ -150,6 +155,7 @@ fn kernels() -> Vec<DryKernel> {
         let critic = CriticDims {
             critics: 10,
             hidden: vec![256; 3],
+            network: Network::Residual,
             feature_width: full.language.width,
             real_action_dim: 14,
             action_horizon: full.action_horizon,

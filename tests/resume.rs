@@ -125,11 +125,12 @@ fn debug_with_accumulation_augmentation_and_dropout_goes_on_exactly() {
 
 /// Lion keeps no second moments; the pictures' rectangles are drawn again as they were.
 #[test]
-fn lion_smoothness_and_erasing_go_on_exactly() {
+fn lion_smoothness_erasing_and_residual_critics_go_on_exactly() {
     let flags = [
         "--set=optimizer.actor.kind=lion",
         "--set=optimizer.critic.kind=lion",
         "--set=acrlpd.smoothness_weight=0.5",
+        "--set=acrlpd.critic_network=residual",
         "--set=data.augmentations=[\"erase\"]",
     ];
     goes_on_exactly(2, &[&TINY[..], &flags].concat(), &[]);

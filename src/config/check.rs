@@ -7,6 +7,7 @@ use super::range::Range;
 use super::schema::{Config, ExpertVariant, Optimizer, PaligemmaVariant, Part};
 use super::source::is_address;
 use crate::data::transforms::ALOHA_DIM;
+use crate::model::critic_networks::Network;
 use crate::model::dims::PATCH;
 
 impl Config {
@@ -136,6 +137,12 @@ impl Config {
         let no_layers = a.critic_hidden_dims.is_empty() || a.critic_hidden_dims.contains(&0);
         r.forbid(no_layers, "acrlpd.critic_hidden_dims", || {
             "it must list at least one layer, each at least 1 wide".into()
+        });
+        let no_pair = !a.critic_hidden_dims.windows(2).any(|w| w[0] == w[1]);
+        let residual = a.critic_network == Network::Residual;
+        r.forbid(residual && no_pair, "acrlpd.critic_network", || {
+            let why = "no two neighbouring layers of acrlpd.critic_hidden_dims have the same width";
+            format!("`residual` adds nothing where {why}; use `mlp`, or widths such as [256, 256]")
         });
         r.ranges
             .push(("acrlpd.q_aggregation_weights".into(), Range::NotNegative));

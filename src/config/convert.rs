@@ -56,6 +56,7 @@ impl Config {
         CriticDims {
             critics: self.acrlpd.num_critics,
             hidden: self.acrlpd.critic_hidden_dims.clone(),
+            network: self.acrlpd.critic_network,
             // Embedded tokens and language hidden states have the same width.
             feature_width: self.pi0_dims().language.width,
             real_action_dim: self.qchunking.action_dim,

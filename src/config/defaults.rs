@@ -3,6 +3,7 @@
 use super::layers::Origins;
 use super::schema::*;
 use crate::data::{Boundary, EpisodeEnd, RewardMode};
+use crate::model::critic_networks::Network;
 use crate::model::dims::CAMERAS;
 use crate::ops::optimizers::Kind;
 
@@ -56,6 +57,7 @@ impl Default for Acrlpd {
             chunk_length: None,
             critic_lr: 3e-4,
             critic_hidden_dims: vec![256; 3],
+            critic_network: Network::Mlp,
             num_critics: 2,
             critic_loss: CriticLoss::Huber,
             huber_delta: 1.0,

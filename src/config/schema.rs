@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::layers::Origins;
 use crate::data::{Boundary, EpisodeEnd, NormKind, RewardMode};
 use crate::gpu::DType;
+use crate::model::critic_networks::Network;
 use crate::ops::{augmentations, optimizers};
 
 /// Everything a run is told. Made by [`Config::load`].
@@ -103,6 +104,7 @@ pub struct Acrlpd {
     /// Peak learning rate of the critics.
     pub critic_lr: f64,
     pub critic_hidden_dims: Vec<usize>,
+    pub critic_network: Network,
     /// E: members of the ensemble.
     pub num_critics: usize,
     pub critic_loss: CriticLoss,

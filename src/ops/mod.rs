@@ -45,7 +45,7 @@ pub mod smoothness;
 pub mod softmax;
 pub mod td;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod time_embedding;
 pub mod watch;
 mod wide;
