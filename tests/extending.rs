@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use acrlpd::config::Config;
+
 /// What an excerpt leaves out.
 const LEFT_OUT: &str = "// …";
 
@@ -71,5 +73,33 @@ fn an_excerpt_that_is_out_of_date_is_noticed() {
     ] {
         assert!(page.contains(now), "{now}");
         assert!(check(&page.replace(now, then)).is_err(), "{then}");
+    }
+}
+
+#[test]
+fn what_is_not_there_or_makes_no_sense_is_refused() {
+    for (text, parts) in [
+        ("optimizer.actor.kind = \"sgd\"", ["optimizer.actor.kind", "`lion`"]),
+        ("data.augmentations = [\"blur\"]", ["data.augmentations", "`erase`"]),
+        (
+            "acrlpd.critic_network = \"cnn\"",
+            ["acrlpd.critic_network", "`residual`"],
+        ),
+        (
+            "acrlpd.critic_network = \"residual\"\nacrlpd.critic_hidden_dims = [64, 32]",
+            ["acrlpd.critic_network", "same width"],
+        ),
+        (
+            "acrlpd.smoothness_weight = 0.1\nmodel.action_horizon = 1",
+            ["acrlpd.smoothness_weight", "action_horizon = 1"],
+        ),
+        (
+            "acrlpd.smoothness_weight = -1",
+            ["acrlpd.smoothness_weight", "at least 0"],
+        ),
+    ] {
+        let whole = format!("data.prompt_from_task = true\n{text}");
+        let error = Config::parse(&whole, "x.toml").expect_err(text).to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     }
 }
