@@ -25,7 +25,9 @@ impl CriticNetwork for Mlp {
 
     fn join(_: &Gpu, _: &Tensor, _: &Tensor) {}
 
-    fn split(_: &Gpu, _: &Tensor, _: &Tensor) {}
+    fn split(_: &Gpu, _: &Tensor, _: &Tensor) -> bool {
+        false
+    }
 }
 
 /// `half [E, B, h]` from `features [B, F + real]`: the observation's part of the first layer, with its bias.
@@ -173,6 +175,11 @@ pub fn backward(
     for i in (0..=last).rev() {
         let h = tape.pre[i].dim(2);
         let flat = |t: &Tensor| t.view([e * r, h]);
+        // Before the norm, whose backward overwrites what it is given.
+        let dbelow = (i > 0).then(|| gpu.f32(tape.hidden[i - 1].shape()));
+        let beside = dbelow
+            .as_ref()
+            .is_some_and(|dbelow| d.network.split(gpu, &dhidden, dbelow));
         let (dpre, stats) = (gpu.f32([e, r, h]), layer_norm::stats(gpu, e * r));
         let (pre, dy) = (flat(&tape.pre[i]), flat(&dhidden));
         norm(p, i, dropout).backward(gpu, &pre, &dy, None, &flat(&dpre), None, Some(&stats));
@@ -184,14 +191,15 @@ pub fn backward(
                 gemm::tn(&dpre, &tape.hidden[i - 1]).add_to(gpu, &layer.linear.0);
             }
         }
-        if i > 0 {
-            let dbelow = gpu.f32(tape.hidden[i - 1].shape());
-            gemm::nn(&dpre, &p.layers[i].linear.0).to(gpu, &dbelow);
-            d.network.split(gpu, &dhidden, &dbelow);
-            dhidden = dbelow;
-        } else {
-            backward_first(gpu, p, d, rows, &dpre, wanted);
+        let Some(dbelow) = dbelow else {
+            return backward_first(gpu, p, d, rows, &dpre, wanted);
+        };
+        let through = gemm::nn(&dpre, &p.layers[i].linear.0);
+        match beside {
+            true => through.add_to(gpu, &dbelow),
+            false => through.to(gpu, &dbelow),
         }
+        dhidden = dbelow;
     }
 }
 

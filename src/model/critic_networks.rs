@@ -17,9 +17,9 @@ pub trait CriticNetwork {
     /// what the layer has read.
     fn join(gpu: &Gpu, below: &Tensor, hidden: &Tensor);
 
-    /// Backward of [`join`](Self::join): `dhidden [E, R, h]` is the gradient at what it has made, `dbelow [E, R, h']`
-    /// that at `below` through the layer, to which it adds its own.
-    fn split(gpu: &Gpu, dhidden: &Tensor, dbelow: &Tensor);
+    /// Backward of [`join`](Self::join): `dhidden [E, R, h]` is the gradient at what it has made and goes on to the layer
+    /// as it is; what reaches `below` beside the layer is written to `dbelow [E, R, h']`. False: nothing does.
+    fn split(gpu: &Gpu, dhidden: &Tensor, dbelow: &Tensor) -> bool;
 }
 
 /// Makes the choice of a configuration of the lines below.
@@ -43,7 +43,7 @@ macro_rules! networks {
             }
 
             /// [`CriticNetwork::split`].
-            pub fn split(self, gpu: &Gpu, dhidden: &Tensor, dbelow: &Tensor) {
+            pub fn split(self, gpu: &Gpu, dhidden: &Tensor, dbelow: &Tensor) -> bool {
                 match self { $(Network::$network => $network::split(gpu, dhidden, dbelow),)+ }
             }
         }

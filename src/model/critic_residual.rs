@@ -13,20 +13,24 @@ impl CriticNetwork for Residual {
     const LAYERS: &'static str = "blocks";
 
     fn join(gpu: &Gpu, below: &Tensor, hidden: &Tensor) {
-        add_where_equal(gpu, below, hidden);
+        if below.shape() == hidden.shape() {
+            copy(gpu, below, hidden, true);
+        }
     }
 
-    fn split(gpu: &Gpu, dhidden: &Tensor, dbelow: &Tensor) {
-        add_where_equal(gpu, dhidden, dbelow);
+    fn split(gpu: &Gpu, dhidden: &Tensor, dbelow: &Tensor) -> bool {
+        let equal = dhidden.shape() == dbelow.shape();
+        if equal {
+            copy(gpu, dhidden, dbelow, false);
+        }
+        equal
     }
 }
 
-/// `to += from`, `[E, R, h]` both; nothing where the widths differ.
-fn add_where_equal(gpu: &Gpu, from: &Tensor, to: &Tensor) {
+/// `to = from`, or `+=` with `add`, `[E, R, h]` both.
+fn copy(gpu: &Gpu, from: &Tensor, to: &Tensor, add: bool) {
     let (rows, width) = (to.dim(0) * to.dim(1), to.dim(2));
-    if from.dim(2) == width {
-        blocks::copy(gpu, Rect::rows(from, width), Rect::rows(to, width), rows, width, true);
-    }
+    blocks::copy(gpu, Rect::rows(from, width), Rect::rows(to, width), rows, width, add);
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! a ← a + rate (p - a)       average: EMA (rate 1 - decay) or target network (rate τ)
 //! g ← 0                      ready for the next accumulation
 //! ```
-//! One moment where AdamW keeps two: a quarter less memory per weight. Every weight moves by lr, whatever the size of
+//! One moment where AdamW keeps two: 12 bytes per weight and gradient in place of 16. Every weight moves by lr, whatever the size of
 //! its gradient, so learning rates are 3 to 10 times smaller and decays as much larger than AdamW's.
 //! Source: Chen et al. 2023, "Symbolic discovery of optimization algorithms".
 //!
