@@ -10,9 +10,14 @@ use crate::ops::{reduce, smoothness};
 /// gradient of `factor Σ_r weight[r mod W] error[r]` added to `dactions`.
 type Run = fn(&Gpu, &Tensor, usize, &Tensor, f32, &Tensor, &Tensor);
 
-/// Where each is reported, its weight in the total, and what computes it. A weight of zero launches nothing.
-const TERMS: [(Slot, fn(&LossWeights) -> f32, Run); 1] =
-    [(Slot::SmoothnessLoss, |weights| weights.smoothness, smoothness::run)];
+/// Where a loss is reported, its weight in the total, and what computes it. A weight of zero launches nothing.
+struct Term(Slot, fn(&LossWeights) -> f32, Run);
+
+const TERMS: &[Term] = &[Term(
+    Slot::SmoothnessLoss,
+    |weights| weights.smoothness,
+    smoothness::run,
+)];
 
 /// Adds every term's gradient at `actions [K·actors·H, A]` to `dactions`. `weight [actors]`; the loss of a term is
 /// `factor` times the weighted sum of its errors.
@@ -27,7 +32,7 @@ pub(super) fn add(
     let (gpu, dims) = (&learner.gpu, &learner.dims);
     let (h, a, actors) = (dims.action_horizon, dims.action_dim, weight.len());
     let chunks = actions.len() / (h * a);
-    for (slot, weight_of, run) in TERMS {
+    for Term(slot, weight_of, run) in TERMS {
         let term = weight_of(&learner.config.weights);
         if term == 0.0 {
             continue;
@@ -37,7 +42,7 @@ pub(super) fn add(
         let joints = learner.critic_dims.real_action_dim;
         run(gpu, &actions, joints, weight, factor * term, &error, &dactions);
         for of_each in (0..chunks).step_by(actors).map(|first| error.slice(first, [actors])) {
-            reduce::weighted_sum(gpu, &of_each, Some(weight), factor, &metrics.slot(slot), true);
+            reduce::weighted_sum(gpu, &of_each, Some(weight), factor, &metrics.slot(*slot), true);
         }
     }
 }
