@@ -85,6 +85,13 @@ fn plan_knows_what_costs_memory() {
     assert!(peak(&["--set=acrlpd.remat=full"]) < peak(&["--set=acrlpd.remat=mlp"]));
     assert!(peak(&["--set=acrlpd.use_ema=false"]) < full);
     assert!(peak(&["--set=acrlpd.freeze=[\"vision\"]"]) < full);
+    // Lion has no second moment: four bytes less for every parameter.
+    let all = plan(&[])["parameters"].as_u64().expect("a number");
+    let saved = full - peak(&["--set=optimizer.actor.kind=lion", "--set=optimizer.critic.kind=lion"]);
+    assert!(
+        (saved as f64 / (4 * all) as f64 - 1.0).abs() < 1e-3,
+        "{saved} bytes of {all} parameters"
+    );
     let (table, _) = expect(1, &["plan", "--config=rl_fold_box", "--device-memory=24GB"]);
     assert!(table.contains("does NOT fit"), "{table}");
 }

@@ -1,7 +1,7 @@
 //! Every key of the configuration is read by something.
 //!
 //! The sources are read as tokens. In each function, variables that hold the configuration or one of its tables are
-//! followed (`let a = &config.acrlpd`, `fn group(adam: &AdamW)`), and every field taken from one counts as read there.
+//! followed (`let a = &config.acrlpd`, `fn group(chosen: &Optimizer)`), and every field taken from one counts as read there.
 //! Defaults, checks and file formats do not count. A field that only `config/convert.rs` reads counts if the function
 //! that reads it is called from elsewhere.
 
@@ -20,7 +20,7 @@ const TABLES: [(&str, &[&str]); 9] = [
     ("QChunking", &["qchunking"]),
     ("Critic", &["critic"]),
     ("Optimizers", &["optimizer"]),
-    ("AdamW", &["optimizer.actor", "optimizer.critic"]),
+    ("Optimizer", &["optimizer.actor", "optimizer.critic"]),
     ("Data", &["data"]),
 ];
 
@@ -292,7 +292,7 @@ fn a_read_that_goes_away_is_noticed() {
         ("config/convert.rs", "self.vision_mlp", "model.dims.vision_mlp"),
         ("config/convert.rs", "d.adapt_to_pi", "data.adapt_to_pi"),
         ("train/recipe.rs", "a.huber_delta", "acrlpd.huber_delta"),
-        ("train/recipe.rs", "adam.eps", "optimizer.critic.eps"),
+        ("train/recipe.rs", "chosen.eps", "optimizer.critic.eps"),
         (
             "train/recipe.rs",
             "config.acrlpd.temperature_lr",

@@ -7,14 +7,17 @@ use std::path::Path;
 
 use acrlpd::gpu::nvrtc::Toolchain;
 use acrlpd::gpu::{DType, DryKernel, Gpu};
+use acrlpd::model::critic_networks::Network;
 use acrlpd::model::dims::{CriticDims, Pi0Dims};
 use acrlpd::model::layout::ObservationMasks;
 use acrlpd::model::remat::Remat;
+use acrlpd::ops::augmentations::{self, Drawn};
 use acrlpd::ops::ensemble::Aggregate;
 use acrlpd::ops::image::Jitter;
+use acrlpd::ops::optimizers::{Hyper, Kind};
 use acrlpd::ops::td::TdLoss;
 use acrlpd::step::batch::{MicroBatch, Noise, Observations, Pictures, Totals};
-use acrlpd::step::config::{Features, Objective, StepConfig};
+use acrlpd::step::config::{Features, GroupConfig, LossWeights, Objective, StepConfig};
 use acrlpd::step::learner::Learner;
 use acrlpd::step::metrics::Metrics;
 use acrlpd::step::optimizer::{self, Rates};
@@ -49,8 +52,24 @@ fn both(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: &StepConfig, bat
             ..config.clone()
         };
         step(gpu, dims, critic, usual.clone(), batch);
+        let hyper = Hyper {
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 0.0,
+            weight_decay: 0.1,
+        };
+        let lion = GroupConfig {
+            optimizer: Kind::Lion.with(hyper),
+            clip: 1.0,
+        };
         let other = StepConfig {
+            pi0: lion,
+            critic: lion,
             objective: Objective::MeanN,
+            weights: LossWeights {
+                smoothness: 1.0,
+                ..usual.weights
+            },
             critic_loss: TdLoss::Huber(1.0),
             features: Features::Llm,
             feature_grad: true,
@@ -81,6 +100,10 @@ fn full_batch(dims: &Pi0Dims, critic: &CriticDims, candidates: usize) -> MicroBa
         pictures: Pictures::Bytes {
             bytes: vec![128; pictures * dims.image_size * dims.image_size * 3],
             jitters: Some(vec![Jitter::NONE; pictures]),
+            augmentations: vec![Drawn {
+                kind: augmentations::Kind::Erase,
+                draws: vec![[0.0; 4]; pictures],
+            }],
         },
         state: vec![0.0; b * dims.action_dim],
     };
@@ -132,6 +155,7 @@ fn kernels() -> Vec<DryKernel> {
         let critic = CriticDims {
             critics: 10,
             hidden: vec![256; 3],
+            network: Network::Residual,
             feature_width: full.language.width,
             real_action_dim: 14,
             action_horizon: full.action_horizon,

@@ -123,6 +123,19 @@ fn debug_with_accumulation_augmentation_and_dropout_goes_on_exactly() {
     goes_on_exactly(2, &tiny, &["--set=data.loader_threads=2"]);
 }
 
+/// Lion keeps no second moments; the pictures' rectangles are drawn again as they were.
+#[test]
+fn lion_smoothness_erasing_and_residual_critics_go_on_exactly() {
+    let flags = [
+        "--set=optimizer.actor.kind=lion",
+        "--set=optimizer.critic.kind=lion",
+        "--set=acrlpd.smoothness_weight=0.5",
+        "--set=acrlpd.critic_network=residual",
+        "--set=data.augmentations=[\"erase\"]",
+    ];
+    goes_on_exactly(2, &[&TINY[..], &flags].concat(), &[]);
+}
+
 /// Kills a run again and again, wherever it is, until it has done its steps.
 #[test]
 fn a_run_that_is_killed_again_and_again_ends_with_the_same_bits() {

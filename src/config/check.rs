@@ -4,9 +4,10 @@ use super::error::ConfigError;
 use super::names::nearest_of;
 use super::notes::{Note, What};
 use super::range::Range;
-use super::schema::{AdamW, Config, ExpertVariant, PaligemmaVariant, Part};
+use super::schema::{Config, ExpertVariant, Optimizer, PaligemmaVariant, Part};
 use super::source::is_address;
 use crate::data::transforms::ALOHA_DIM;
+use crate::model::critic_networks::Network;
 use crate::model::dims::PATCH;
 
 impl Config {
@@ -137,6 +138,12 @@ impl Config {
         r.forbid(no_layers, "acrlpd.critic_hidden_dims", || {
             "it must list at least one layer, each at least 1 wide".into()
         });
+        let no_pair = !a.critic_hidden_dims.windows(2).any(|w| w[0] == w[1]);
+        let residual = a.critic_network == Network::Residual;
+        r.forbid(residual && no_pair, "acrlpd.critic_network", || {
+            let why = "no two neighbouring layers of acrlpd.critic_hidden_dims have the same width";
+            format!("`residual` adds nothing where {why}; use `mlp`, or widths such as [256, 256]")
+        });
         r.ranges
             .push(("acrlpd.q_aggregation_weights".into(), Range::NotNegative));
         if let Some(weights) = &a.q_aggregation_weights {
@@ -171,6 +178,11 @@ impl Config {
         let a = &self.acrlpd;
         r.not_negative("acrlpd.actor_loss_weight", a.actor_loss_weight);
         r.not_negative("acrlpd.bc_loss_weight", a.bc_loss_weight);
+        r.not_negative("acrlpd.smoothness_weight", a.smoothness_weight);
+        let no_steps = a.smoothness_weight > 0.0 && self.model.action_horizon == 1;
+        r.forbid(no_steps, "acrlpd.smoothness_weight", || {
+            "a chunk of model.action_horizon = 1 has no step between actions; set it to 0, or make chunks longer".into()
+        });
         r.at_least_one("acrlpd.actor_update_freq", a.actor_update_freq);
         let why = ": the best of no candidates has no value";
         r.at_least_one_or("acrlpd.num_action_samples", a.num_action_samples, why);
@@ -211,7 +223,7 @@ impl Config {
         r.not_negative("acrlpd.actor_lr", a.actor_lr);
         r.not_negative("acrlpd.critic_lr", a.critic_lr);
         for (group, o) in [("actor", &self.optimizer.actor), ("critic", &self.optimizer.critic)] {
-            let AdamW {
+            let Optimizer {
                 warmup_steps: warmup,
                 decay_steps: decay,
                 ..

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::ConfigError;
 use super::schedule::Schedule;
-use super::schema::{AdamW, Config, DimsOverride, ExpertVariant, PaligemmaVariant, QAggregation};
+use super::schema::{Config, DimsOverride, ExpertVariant, Optimizer, PaligemmaVariant, QAggregation};
 use crate::data::transforms::{ALOHA_DIM, aloha_delta_mask};
 use crate::data::{CameraSpec, DataSpec, NormKind, PromptSource};
 use crate::model::dims::{CAMERAS, CriticDims, PATCH, Pi0Dims, StackDims};
@@ -56,6 +56,7 @@ impl Config {
         CriticDims {
             critics: self.acrlpd.num_critics,
             hidden: self.acrlpd.critic_hidden_dims.clone(),
+            network: self.acrlpd.critic_network,
             // Embedded tokens and language hidden states have the same width.
             feature_width: self.pi0_dims().language.width,
             real_action_dim: self.qchunking.action_dim,
@@ -238,7 +239,7 @@ fn delta_mask(action_dim: usize) -> Vec<bool> {
     }
 }
 
-fn schedule(peak: f64, group: &AdamW) -> Schedule {
+fn schedule(peak: f64, group: &Optimizer) -> Schedule {
     Schedule {
         peak,
         end: peak * group.lr_min_factor,

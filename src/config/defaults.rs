@@ -3,7 +3,9 @@
 use super::layers::Origins;
 use super::schema::*;
 use crate::data::{Boundary, EpisodeEnd, RewardMode};
+use crate::model::critic_networks::Network;
 use crate::model::dims::CAMERAS;
+use crate::ops::optimizers::Kind;
 
 impl Default for Config {
     fn default() -> Config {
@@ -55,6 +57,7 @@ impl Default for Acrlpd {
             chunk_length: None,
             critic_lr: 3e-4,
             critic_hidden_dims: vec![256; 3],
+            critic_network: Network::Mlp,
             num_critics: 2,
             critic_loss: CriticLoss::Huber,
             huber_delta: 1.0,
@@ -72,6 +75,7 @@ impl Default for Acrlpd {
             actor_loss_weight: 1.0,
             feature_grad: false,
             bc_loss_weight: 0.1,
+            smoothness_weight: 0.0,
             use_ema: true,
             pi0_ema_decay: 0.999,
             use_adaptive_temperature: true,
@@ -110,20 +114,21 @@ impl Default for Critic {
 
 impl Default for Optimizers {
     fn default() -> Optimizers {
-        let critic = AdamW {
+        let critic = Optimizer {
             weight_decay: 1e-5,
-            ..AdamW::default()
+            ..Optimizer::default()
         };
         Optimizers {
-            actor: AdamW::default(),
+            actor: Optimizer::default(),
             critic,
         }
     }
 }
 
-impl Default for AdamW {
-    fn default() -> AdamW {
-        AdamW {
+impl Default for Optimizer {
+    fn default() -> Optimizer {
+        Optimizer {
+            kind: Kind::AdamW,
             b1: 0.9,
             b2: 0.95,
             eps: 1e-8,
@@ -153,6 +158,7 @@ impl Default for Data {
             action_key: "action".into(),
             default_success: None,
             augment: true,
+            augmentations: Vec::new(),
             loader_threads: 4,
             queue_depth: 4,
             eval_fraction: 0.05,

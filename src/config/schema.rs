@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::layers::Origins;
 use crate::data::{Boundary, EpisodeEnd, NormKind, RewardMode};
 use crate::gpu::DType;
+use crate::model::critic_networks::Network;
+use crate::ops::{augmentations, optimizers};
 
 /// Everything a run is told. Made by [`Config::load`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,6 +104,7 @@ pub struct Acrlpd {
     /// Peak learning rate of the critics.
     pub critic_lr: f64,
     pub critic_hidden_dims: Vec<usize>,
+    pub critic_network: Network,
     /// E: members of the ensemble.
     pub num_critics: usize,
     pub critic_loss: CriticLoss,
@@ -131,6 +134,8 @@ pub struct Acrlpd {
     /// Let the actor loss reach the vision tower through the critic's features, as the original does.
     pub feature_grad: bool,
     pub bc_loss_weight: f64,
+    /// Factor of the chosen candidates' mean squared step between actions; 0: not computed.
+    pub smoothness_weight: f64,
 
     pub use_ema: bool,
     pub pi0_ema_decay: f64,
@@ -177,18 +182,19 @@ pub struct Critic {
     pub dropout_rate: f64,
 }
 
-/// `[optimizer]`: two groups of parameters, two AdamW.
+/// `[optimizer]`: two groups of parameters, an optimizer each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Optimizers {
-    pub actor: AdamW,
-    pub critic: AdamW,
+    pub actor: Optimizer,
+    pub critic: Optimizer,
 }
 
-/// AdamW with decoupled weight decay, linear warm-up and cosine decay. The peak learning rate is in `[acrlpd]`.
+/// Decoupled weight decay, linear warm-up and cosine decay. The peak learning rate is in `[acrlpd]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct AdamW {
+pub struct Optimizer {
+    pub kind: optimizers::Kind,
     pub b1: f64,
     pub b2: f64,
     pub eps: f64,
@@ -227,6 +233,8 @@ pub struct Data {
     pub default_success: Option<bool>,
     /// Random crop, rotation and colours of the training images.
     pub augment: bool,
+    /// What comes on top, in order.
+    pub augmentations: Vec<augmentations::Kind>,
     pub loader_threads: usize,
     /// Batches made ahead of time.
     pub queue_depth: usize,

@@ -1,4 +1,5 @@
-//! The critic ensemble: E independent MLPs, each `linear → LayerNorm → ReLU (→ dropout)` per hidden layer.
+//! The critic ensemble: E independent networks, each `linear → LayerNorm → ReLU (→ dropout)` per hidden layer, joined as
+//! the [network](super::critic_networks) says.
 //!
 //! `Q_i(s, a)` reads `features(s) ⊕ flatten(a[:, :real])`. Several actions share an observation (the data's and N
 //! candidates), so the first layer is two products: the observation's half once ([`observe`]), the actions' half per
@@ -7,6 +8,7 @@
 //! Shapes: B observations, R rows (one action each), E members, `[E, R, h]` hidden.
 
 use super::bind::CriticParams;
+use super::critic_networks::CriticNetwork;
 use super::dims::CriticDims;
 use crate::gpu::{Gpu, Tensor};
 use crate::ops::blocks::{self, Rect};
@@ -14,6 +16,19 @@ use crate::ops::column_sum::{self, Term};
 use crate::ops::fill;
 use crate::ops::gemm::{self, Mat, RowMap};
 use crate::ops::layer_norm::{self, LayerNorm};
+
+/// Each layer reads the one below.
+pub struct Mlp;
+
+impl CriticNetwork for Mlp {
+    const LAYERS: &'static str = "layers";
+
+    fn join(_: &Gpu, _: &Tensor, _: &Tensor) {}
+
+    fn split(_: &Gpu, _: &Tensor, _: &Tensor) -> bool {
+        false
+    }
+}
 
 /// `half [E, B, h]` from `features [B, F + real]`: the observation's part of the first layer, with its bias.
 pub fn observe(gpu: &Gpu, p: &CriticParams, d: &CriticDims, features: &Tensor, half: &Tensor) {
@@ -92,6 +107,9 @@ pub fn forward(
         }
         let flat = |t: &Tensor| t.view([e * r, h]);
         norm(p, i, dropout).forward(gpu, &flat(&pre), &flat(&hidden));
+        if let Some(below) = tape.hidden.last() {
+            d.network.join(gpu, below, &hidden);
+        }
         tape.pre.push(pre);
         tape.hidden.push(hidden);
     }
@@ -157,6 +175,11 @@ pub fn backward(
     for i in (0..=last).rev() {
         let h = tape.pre[i].dim(2);
         let flat = |t: &Tensor| t.view([e * r, h]);
+        // Before the norm, whose backward overwrites what it is given.
+        let dbelow = (i > 0).then(|| gpu.f32(tape.hidden[i - 1].shape()));
+        let beside = dbelow
+            .as_ref()
+            .is_some_and(|dbelow| d.network.split(gpu, &dhidden, dbelow));
         let (dpre, stats) = (gpu.f32([e, r, h]), layer_norm::stats(gpu, e * r));
         let (pre, dy) = (flat(&tape.pre[i]), flat(&dhidden));
         norm(p, i, dropout).backward(gpu, &pre, &dy, None, &flat(&dpre), None, Some(&stats));
@@ -168,12 +191,15 @@ pub fn backward(
                 gemm::tn(&dpre, &tape.hidden[i - 1]).add_to(gpu, &layer.linear.0);
             }
         }
-        if i > 0 {
-            dhidden = gpu.f32(tape.hidden[i - 1].shape());
-            gemm::nn(&dpre, &p.layers[i].linear.0).to(gpu, &dhidden);
-        } else {
-            backward_first(gpu, p, d, rows, &dpre, wanted);
+        let Some(dbelow) = dbelow else {
+            return backward_first(gpu, p, d, rows, &dpre, wanted);
+        };
+        let through = gemm::nn(&dpre, &p.layers[i].linear.0);
+        match beside {
+            true => through.add_to(gpu, &dbelow),
+            false => through.to(gpu, &dbelow),
         }
+        dhidden = dbelow;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::critic_networks::Network;
 use crate::ops::rope::Heads;
 
 /// Side of an image patch of π₀, in pixels.
@@ -157,6 +158,8 @@ pub struct CriticDims {
     pub critics: usize,
     /// Widths of the hidden layers.
     pub hidden: Vec<usize>,
+    /// What stands between them.
+    pub network: Network,
     /// Width of the pooled prefix features, without the state.
     pub feature_width: usize,
     /// Leading coordinates of state and actions that the robot really has.

@@ -4,10 +4,12 @@
 //! - [`siglip`]: pictures to tokens. [`gemma`]: one transformer block, used by the language stream and the expert.
 //! - [`prefix`]: everything about an observation, once: tokens, keys and values of every layer, pooled features.
 //! - [`suffix`]: action tokens over a cached prefix: the velocity field, its sampling and its backward.
-//! - [`critic`]: the ensemble.
+//! - [`critic`]: the ensemble. [`critic_networks`]: what its members can be.
 
 pub mod bind;
 pub mod critic;
+pub mod critic_networks;
+pub mod critic_residual;
 pub mod dims;
 pub mod flow_time;
 pub mod gemma;

@@ -217,7 +217,7 @@ pub fn critic(d: &CriticDims) -> ParamTable {
     let mut fan_in = d.input();
     let mut units = Vec::new();
     for (i, &h) in d.hidden.iter().enumerate() {
-        let p = format!("critic.layers.{i}.");
+        let p = format!("critic.{}.{i}.", d.network.layers());
         units.push(
             Unit::new(format!("critic.{i}"), Room::Critic)
                 .one(

@@ -1,4 +1,4 @@
-//! The optimizer: global-norm clip, AdamW, weight averaging, all on the device.
+//! AdamW, and what every optimizer shares: global-norm clip, guard, weight averaging, all on the device.
 //!
 //! ```text
 //! c = min(1, limit / ‖g‖)                         g ← c g
@@ -17,6 +17,7 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
+use super::optimizers::{Hyper, Rule};
 use super::pair::{Pair, is_wide, load2, storage, store2};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, DType, Gpu, Tensor};
@@ -49,7 +50,8 @@ pub struct Flat<'a> {
     pub p: &'a Tensor,
     pub g: &'a Tensor,
     pub m: &'a Tensor,
-    pub v: &'a Tensor,
+    /// Second moment; absent: the optimizer keeps none.
+    pub v: Option<&'a Tensor>,
     /// EMA or target; absent: none is kept.
     pub average: Option<&'a Tensor>,
     /// Weights in the type the step computes in; absent where that is f32.
@@ -61,11 +63,11 @@ pub struct Flat<'a> {
 /// `values`: for each group the clip factor, then the flag "apply" (1 or 0), the number of skipped updates, and how many
 /// of them came last in a row.
 pub struct Control {
-    values: Tensor,
+    pub(super) values: Tensor,
     /// First row of squares of each group, and the end of the last, u32.
     firsts: Tensor,
     rows: usize,
-    groups: usize,
+    pub(super) groups: usize,
     patience: u32,
 }
 
@@ -108,16 +110,37 @@ impl Control {
     }
 }
 
+impl Rule for AdamW {
+    const SECOND_MOMENT: bool = true;
+
+    fn new(hyper: Hyper) -> AdamW {
+        AdamW {
+            beta1: hyper.beta1,
+            beta2: hyper.beta2,
+            eps: hyper.eps,
+            weight_decay: hyper.weight_decay,
+        }
+    }
+
+    fn step(self, gpu: &Gpu, update: Update, control: &Control, group: usize, flat: Flat<'_>) {
+        step(gpu, self, update, control, group, flat);
+    }
+}
+
 /// One update of `flat`, which belongs to group `group` of `control`.
+///
+/// # Panics
+/// If `flat` has no second moment.
 pub fn step(gpu: &Gpu, adam: AdamW, update: Update, control: &Control, group: usize, flat: Flat<'_>) {
     let n = flat.p.len();
+    let v = flat.v.expect("AdamW has two moments");
     let average = flat.average.unwrap_or(flat.p);
     let compute = flat.compute.unwrap_or(flat.p);
     let form = Form {
         average: flat.average.is_some(),
         compute: flat.compute.is_some(),
     };
-    let wide = is_wide(gpu, n, &[flat.p, flat.g, flat.m, flat.v, average]);
+    let wide = is_wide(gpu, n, &[flat.p, flat.g, flat.m, v, average]);
     let types = [storage(flat.p, wide), compute.dtype().storage()];
     let correction = |beta: f32| 1.0 - libm::pow(beta as f64, update.t as f64);
     launch!(
@@ -126,7 +149,7 @@ pub fn step(gpu: &Gpu, adam: AdamW, update: Update, control: &Control, group: us
         adamw_kernel,
         gpu.cubes(n.div_ceil(2), UNITS),
         CubeDim::new_1d(UNITS as u32),
-        [flat.p, flat.g, flat.m, flat.v, average, compute, &control.values],
+        [flat.p, flat.g, flat.m, v, average, compute, &control.values],
         (
             n,
             group,
@@ -175,9 +198,9 @@ pub fn clip(gpu: &Gpu, x: &Tensor, control: &Control, group: usize) {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Form {
-    average: bool,
-    compute: bool,
+pub(super) struct Form {
+    pub average: bool,
+    pub compute: bool,
 }
 
 #[cube(launch_unchecked)]
@@ -253,18 +276,34 @@ fn adamw_kernel<P: Numeric, C: Numeric>(
             pp.a -= lr * (mm.a * unbias1 / (f32::sqrt(vv.a * unbias2) + eps) + decay * pp.a);
             pp.b -= lr * (mm.b * unbias1 / (f32::sqrt(vv.b * unbias2) + eps) + decay * pp.b);
             store2::<P>(p, p_at, more, pp, wide);
-            if comptime!(form.average) {
-                let a_at = average.start() + i;
-                let mut aa = load2::<P>(average, a_at, more, wide);
-                aa.a += rate * (pp.a - aa.a);
-                aa.b += rate * (pp.b - aa.b);
-                store2::<P>(average, a_at, more, aa, wide);
-            }
-            if comptime!(form.compute) {
-                store2::<C>(compute, compute.start() + i, more, pp, false);
-            }
+            copies::<P, C>(average, compute, i, more, pp, rate, form, wide);
         }
         store2::<P>(g, g_at, more, Pair { a: 0.0, b: 0.0 }, wide);
+    }
+}
+
+/// What follows new weights `p` of elements `i` and `i + 1`: their average, and their copies to compute with.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn copies<P: Numeric, C: Numeric>(
+    average: &mut View<P>,
+    compute: &mut View<C>,
+    i: usize,
+    more: bool,
+    p: Pair,
+    rate: f32,
+    #[comptime] form: Form,
+    #[comptime] wide: bool,
+) {
+    if comptime!(form.average) {
+        let at = average.start() + i;
+        let mut mean = load2::<P>(average, at, more, wide);
+        mean.a += rate * (p.a - mean.a);
+        mean.b += rate * (p.b - mean.b);
+        store2::<P>(average, at, more, mean, wide);
+    }
+    if comptime!(form.compute) {
+        store2::<C>(compute, compute.start() + i, more, p, false);
     }
 }
 

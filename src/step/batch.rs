@@ -2,6 +2,7 @@
 
 use crate::gpu::{Gpu, Tensor};
 use crate::model::layout::ObservationMasks;
+use crate::ops::augmentations::Drawn;
 use crate::ops::image::{self, Jitter};
 
 /// The pictures that are present, in the order of [`ObservationMasks::pictures`].
@@ -11,6 +12,8 @@ pub enum Pictures {
     Bytes {
         bytes: Vec<u8>,
         jitters: Option<Vec<Jitter>>,
+        /// What comes on top, in order.
+        augmentations: Vec<Drawn>,
     },
     /// Values in [-1, 1], `[n, S, S, 3]`.
     Floats(Vec<f32>),
@@ -124,7 +127,11 @@ impl Observations {
                 let kept: Vec<f32> = wanted.iter().flat_map(|i| values[pick(i)].to_vec()).collect();
                 gpu.upload_f32(&kept, shape)
             }
-            Pictures::Bytes { bytes, jitters } => {
+            Pictures::Bytes {
+                bytes,
+                jitters,
+                augmentations,
+            } => {
                 let kept: Vec<u8> = wanted.iter().flat_map(|i| bytes[pick(i)].to_vec()).collect();
                 let jitters = jitters.as_ref().map(|j| {
                     let kept: Vec<Jitter> = wanted.iter().map(|&i| j[i]).collect();
@@ -133,6 +140,10 @@ impl Observations {
                 let out = gpu.f32(shape);
                 if !wanted.is_empty() {
                     image::forward(gpu, &gpu.upload_u8(&kept, shape), jitters.as_ref(), &out);
+                    for Drawn { kind, draws } in augmentations {
+                        let kept: Vec<[f32; 4]> = wanted.iter().map(|&i| draws[i]).collect();
+                        kind.apply(gpu, &out, &kept);
+                    }
                 }
                 out
             }

@@ -3,8 +3,8 @@
 use crate::gpu::DType;
 use crate::model::prefix::{Depth, Trainable};
 use crate::model::remat::Remat;
-use crate::ops::adamw::AdamW;
 use crate::ops::ensemble::Aggregate;
+use crate::ops::optimizers::Optimizer;
 use crate::ops::td::TdLoss;
 
 /// Which candidates the actor loss improves.
@@ -41,12 +41,14 @@ pub struct LossWeights {
     pub critic: f32,
     pub actor: f32,
     pub bc: f32,
+    /// Squared steps between the chosen candidates' actions; zero: not computed.
+    pub smoothness: f32,
 }
 
 /// One parameter group's optimizer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupConfig {
-    pub adam: AdamW,
+    pub optimizer: Optimizer,
     /// Limit of the group's gradient norm.
     pub clip: f32,
 }

@@ -10,7 +10,7 @@ use crate::model::dims::{CriticDims, Pi0Dims};
 use crate::model::params::{Init, ParamStore, ParamTable, ParamTensor, Placement, Room, Scope};
 use crate::model::prefix::Net;
 use crate::model::tables;
-use crate::ops::adamw::Control;
+use crate::ops::optimizers::{Control, Optimizer};
 use crate::ops::{fill, rope};
 use crate::rng::{Key, Stream};
 
@@ -26,7 +26,8 @@ pub struct Group {
     pub compute: Option<ParamStore>,
     pub grads: ParamStore,
     pub m: ParamStore,
-    pub v: ParamStore,
+    /// Second moment, where the optimizer keeps one.
+    pub v: Option<ParamStore>,
     /// Weight average (π₀) or target network (critics).
     pub average: Option<ParamStore>,
 }
@@ -72,20 +73,25 @@ impl Learner {
             Room::Critic => true,
         };
         let place = |table: ParamTable| Arc::new(Placement::new(Arc::new(table), caps, |u| learns(u.room)));
-        let group = |placement: Arc<Placement>, dtype: DType, average: Option<Scope>| {
+        let group = |placement: Arc<Placement>, dtype: DType, optimizer: Optimizer, average: Option<Scope>| {
             let zeros = |scope| ParamStore::zeros(gpu, placement.clone(), DType::F32, scope);
             Group {
                 weights: zeros(Scope::All),
                 compute: (dtype != DType::F32).then(|| ParamStore::new(gpu, placement.clone(), dtype, Scope::All)),
                 grads: zeros(Scope::Learning),
                 m: zeros(Scope::Learning),
-                v: zeros(Scope::Learning),
+                v: optimizer.second_moment().then(|| zeros(Scope::Learning)),
                 average: average.map(zeros),
             }
         };
         let ema = config.ema_decay.map(|_| Scope::Learning);
-        let pi0 = group(place(tables::pi0(&dims)), config.dtype, ema);
-        let critic = group(place(tables::critic(&critic_dims)), DType::F32, Some(Scope::All));
+        let pi0 = group(place(tables::pi0(&dims)), config.dtype, config.pi0.optimizer, ema);
+        let critic = group(
+            place(tables::critic(&critic_dims)),
+            DType::F32,
+            config.critic.optimizer,
+            Some(Scope::All),
+        );
         let temperature = config.temperature.map(|_| {
             let one = || {
                 let t = gpu.alloc_in(gpu.states(), DType::F32, [1]);

@@ -20,6 +20,8 @@ pub enum Slot {
     CriticLoss,
     ActorLoss,
     BcLoss,
+    /// Zero where its weight is.
+    SmoothnessLoss,
     /// Mean over samples of the best candidate's aggregate, and of all candidates'.
     BestQ,
     CandidateQ,

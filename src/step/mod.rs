@@ -4,6 +4,7 @@
 //! the micro-batches' gradients into an update. Nothing here waits for the device.
 
 pub mod act;
+mod action_losses;
 pub mod batch;
 pub mod config;
 mod features;

@@ -3,7 +3,7 @@
 use super::learner::{CRITIC, Group, Learner, PI0, TEMPERATURE};
 use super::metrics::{Metrics, Slot};
 use crate::model::params::Room;
-use crate::ops::adamw::{self, Flat, Update};
+use crate::ops::optimizers::{Flat, Optimizer, Update};
 use crate::ops::reduce;
 
 /// Updates in a row with gradients that are not finite after which nothing is applied any more: one may be bad luck.
@@ -48,20 +48,20 @@ pub fn update(learner: &Learner, metrics: &Metrics, step: u64, rates: Rates) {
             t: t_pi0,
             rate,
         };
-        apply(learner, &learner.pi0, PI0, config.pi0.adam, update);
+        apply(learner, &learner.pi0, PI0, config.pi0.optimizer, update);
     }
     let update = Update {
         lr: rates.critic as f32,
         t,
         rate: config.target_rate,
     };
-    apply(learner, &learner.critic, CRITIC, config.critic.adam, update);
+    apply(learner, &learner.critic, CRITIC, config.critic.optimizer, update);
     if let (Some(temperature), Some(c), true) = (&learner.temperature, &config.temperature, pi0) {
         let flat = Flat {
             p: &temperature.log_alpha,
             g: &temperature.grad,
             m: &temperature.m,
-            v: &temperature.v,
+            v: c.group.optimizer.second_moment().then_some(&temperature.v),
             average: None,
             compute: None,
         };
@@ -70,7 +70,7 @@ pub fn update(learner: &Learner, metrics: &Metrics, step: u64, rates: Rates) {
             t: t_pi0,
             rate: 0.0,
         };
-        adamw::step(gpu, c.group.adam, update, &learner.control, TEMPERATURE, flat);
+        c.group.optimizer.step(gpu, update, &learner.control, TEMPERATURE, flat);
     }
     if let Some(temperature) = &learner.temperature {
         gpu.copy(&temperature.log_alpha, &metrics.slot(Slot::LogAlpha));
@@ -92,19 +92,19 @@ pub fn weight_norms(learner: &Learner, metrics: &Metrics) {
     }
 }
 
-fn apply(learner: &Learner, group: &Group, index: usize, adam: adamw::AdamW, update: Update) {
+fn apply(learner: &Learner, group: &Group, index: usize, optimizer: Optimizer, update: Update) {
     let gpu = &learner.gpu;
     for s in group.grads.placement().segments(gpu.caps()) {
         let part = |store: &crate::model::params::ParamStore| store.segment(s);
-        let (average, compute) = (group.average.as_ref().map(part), group.compute.as_ref().map(part));
+        let [v, average, compute] = [&group.v, &group.average, &group.compute].map(|store| store.as_ref().map(part));
         let flat = Flat {
             p: &part(&group.weights),
             g: &part(&group.grads),
             m: &part(&group.m),
-            v: &part(&group.v),
+            v: v.as_ref(),
             average: average.as_ref(),
             compute: compute.as_ref(),
         };
-        adamw::step(gpu, adam, update, &learner.control, index, flat);
+        optimizer.step(gpu, update, &learner.control, index, flat);
     }
 }

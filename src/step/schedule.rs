@@ -17,7 +17,7 @@ use super::config::{Features, Objective};
 use super::learner::Learner;
 use super::metrics::{Metrics, Slot};
 use super::packing::{clone_weights, initial_noise, pick_times, seen_by};
-use super::{features, sampling, temperature};
+use super::{action_losses, features, sampling, temperature};
 use crate::gpu::{DType, Tensor};
 use crate::model::critic::{self, Dropout, Rows as CriticRows, Wanted};
 use crate::model::flow_time::FlowTimes;
@@ -300,6 +300,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         critic::backward(gpu, &learner.critics, critic_dims, chosen, None, &tape, &dq, wanted);
         let at_actions = gpu.f32([k * actors * h, a]);
         critic::unflatten(gpu, critic_dims, &dflat, a, &at_actions);
+        action_losses::add(learner, metrics, &chosen_at(t), &weight, -factor, &at_actions);
         daction = Some(at_actions);
         dfeatures = at_features;
     }

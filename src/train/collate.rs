@@ -6,6 +6,7 @@
 use crate::data::{CameraBatch, ChunkBatch};
 use crate::model::dims::{CriticDims, Pi0Dims};
 use crate::model::layout::ObservationMasks;
+use crate::ops::augmentations::{Drawn, Kind};
 use crate::ops::image::Jitter;
 use crate::rng::{Key, Stream};
 use crate::step::{MicroBatch, Noise, Observations, Pictures, Totals};
@@ -27,6 +28,8 @@ pub struct Collator {
     pub micro_batch: usize,
     /// Random crop, rotation and colours of the pictures.
     pub augment: bool,
+    /// What comes on top, in order.
+    pub augmentations: Vec<Kind>,
     /// Share of hidden units dropped in the critic loss.
     pub dropout: f64,
 }
@@ -136,10 +139,18 @@ impl Collator {
         let area = self.dims.image_size * self.dims.image_size * 3;
         let pictures = masks.pictures();
         let key = Key::stream(self.seed, Stream::Augment).fold(step);
+        let key_of = |i: usize, camera: usize| key.fold(samples[i] as u64).fold(2 * camera as u64 + moment as u64);
+        let size = self.dims.image_size;
         let jitter = |&(i, camera): &(usize, usize)| {
-            let key = key.fold(samples[i] as u64).fold(2 * camera as u64 + moment as u64);
             let wrist = batch.images[camera].name.contains("wrist");
-            Jitter::draw(key, self.dims.image_size, !wrist)
+            Jitter::draw(key_of(i, camera), size, !wrist)
+        };
+        let drawn = |&kind: &Kind| Drawn {
+            kind,
+            draws: pictures
+                .iter()
+                .map(|&(i, camera)| kind.draw(key_of(i, camera), size))
+                .collect(),
         };
         let mut bytes = Vec::with_capacity(pictures.len() * area);
         for &(i, camera) in &pictures {
@@ -150,6 +161,7 @@ impl Collator {
             pictures: Pictures::Bytes {
                 bytes,
                 jitters: self.augment.then(|| pictures.iter().map(jitter).collect()),
+                augmentations: self.augmentations.iter().map(drawn).collect(),
             },
             masks,
             state: pick(state, self.dims.action_dim, samples),
@@ -160,6 +172,7 @@ impl Collator {
     pub fn current_observations(&self, batch: &ChunkBatch) -> Observations {
         let plain = Collator {
             augment: false,
+            augmentations: Vec::new(),
             ..self.clone()
         };
         plain.observations(0, batch, &(0..batch.len()).collect::<Vec<_>>(), Moment::Current)

@@ -71,6 +71,7 @@ pub struct Interval {
     pi0_steps: u64,
     samples_per_step: usize,
     with_temperature: bool,
+    with_smoothness: bool,
     /// On the clock of the loop: end of the interval before, and of the last step.
     since: Duration,
     until: Duration,
@@ -79,15 +80,19 @@ pub struct Interval {
 
 impl Interval {
     /// The first interval.
-    pub fn new(samples_per_step: usize, with_temperature: bool) -> Interval {
+    pub fn new(samples_per_step: usize, with_temperature: bool, with_smoothness: bool) -> Interval {
         Interval {
-            sum: Row::default(),
+            sum: Row {
+                smoothness_loss: with_smoothness.then_some(0.0),
+                ..Row::default()
+            },
             entropy: [0.0; 3],
             flops: 0.0,
             steps: 0,
             pi0_steps: 0,
             samples_per_step,
             with_temperature,
+            with_smoothness,
             since: Duration::ZERO,
             until: Duration::ZERO,
             waited: 0.0,
@@ -106,6 +111,7 @@ impl Interval {
         if step.updates_pi0 {
             s.actor_loss += v(Slot::ActorLoss);
             s.bc_loss += v(Slot::BcLoss);
+            s.smoothness_loss = s.smoothness_loss.map(|sum| sum + v(Slot::SmoothnessLoss));
             s.best_q += v(Slot::BestQ);
             s.candidate_q += v(Slot::CandidateQ);
             s.pi0_grad_norm += values.gradient_norm(&Room::PI0);
@@ -177,6 +183,7 @@ impl Interval {
             critic_loss: s.critic_loss / n,
             actor_loss: s.actor_loss / pi0_n,
             bc_loss: s.bc_loss / pi0_n,
+            smoothness_loss: s.smoothness_loss.map(|sum| sum / pi0_n),
             q: s.q / n,
             target_q: s.target_q / n,
             best_q: s.best_q / pi0_n,
@@ -207,7 +214,7 @@ impl Interval {
         *self = Interval {
             since: self.until,
             waited: around.waited_s,
-            ..Interval::new(self.samples_per_step, self.with_temperature)
+            ..Interval::new(self.samples_per_step, self.with_temperature, self.with_smoothness)
         };
         Some(row)
     }

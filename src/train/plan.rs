@@ -7,6 +7,7 @@ use super::setup;
 use crate::config::Config;
 use crate::gpu::{Caps, Gpu, Record};
 use crate::model::layout::ObservationMasks;
+use crate::ops::augmentations::{self, Drawn};
 use crate::ops::image::Jitter;
 use crate::step::metrics::Metrics;
 use crate::step::optimizer::{self, Rates};
@@ -117,6 +118,10 @@ fn fullest(config: &Config, b: usize, tokens: usize) -> MicroBatch {
     let observations = || {
         let pictures = b * present.iter().filter(|p| **p).count();
         let area = dims.image_size * dims.image_size * 3;
+        let still = |&kind: &augmentations::Kind| Drawn {
+            kind,
+            draws: vec![[0.0; 4]; pictures],
+        };
         Observations {
             masks: ObservationMasks {
                 cameras: vec![present.clone(); b],
@@ -125,6 +130,7 @@ fn fullest(config: &Config, b: usize, tokens: usize) -> MicroBatch {
             pictures: Pictures::Bytes {
                 bytes: vec![0; pictures * area],
                 jitters: config.data.augment.then(|| vec![Jitter::NONE; pictures]),
+                augmentations: config.data.augmentations.iter().map(still).collect(),
             },
             state: vec![0.0; b * dims.action_dim],
         }

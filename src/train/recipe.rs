@@ -3,8 +3,8 @@
 use crate::config::{self, ActorObjective, Config, CriticLoss, Part, QAggregation};
 use crate::model::prefix::Trainable;
 use crate::model::remat::Remat;
-use crate::ops::adamw::AdamW;
 use crate::ops::ensemble::Aggregate;
+use crate::ops::optimizers::Hyper;
 use crate::ops::td::TdLoss;
 use crate::step::config::{Features, GroupConfig, LossWeights, Objective, StepConfig, TemperatureConfig};
 use crate::step::optimizer::Rates;
@@ -32,6 +32,7 @@ pub fn step_config(config: &Config) -> StepConfig {
             critic: a.critic_loss_weight as f32,
             actor: a.actor_loss_weight as f32,
             bc: a.bc_loss_weight as f32,
+            smoothness: a.smoothness_weight as f32,
         },
         features: match a.features {
             config::Features::Embedding => Features::Embedding,
@@ -73,14 +74,15 @@ pub fn rates(config: &Config, step: u64) -> Rates {
     }
 }
 
-fn group(adam: &config::AdamW, clip: f64) -> GroupConfig {
+fn group(chosen: &config::Optimizer, clip: f64) -> GroupConfig {
+    let hyper = Hyper {
+        beta1: chosen.b1 as f32,
+        beta2: chosen.b2 as f32,
+        eps: chosen.eps as f32,
+        weight_decay: chosen.weight_decay as f32,
+    };
     GroupConfig {
-        adam: AdamW {
-            beta1: adam.b1 as f32,
-            beta2: adam.b2 as f32,
-            eps: adam.eps as f32,
-            weight_decay: adam.weight_decay as f32,
-        },
+        optimizer: chosen.kind.with(hyper),
         clip: clip as f32,
     }
 }

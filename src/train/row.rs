@@ -14,6 +14,9 @@ pub struct Row {
     pub critic_loss: f64,
     pub actor_loss: f64,
     pub bc_loss: f64,
+    /// Mean squared step between the chosen candidates' actions; absent where its weight is zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smoothness_loss: Option<f64>,
     /// Of critics at the data's actions; of their targets; of the best candidate, and of all candidates.
     pub q: f64,
     pub target_q: f64,

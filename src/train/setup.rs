@@ -101,6 +101,7 @@ pub fn collator(config: &Config) -> Collator {
         temperature: config.acrlpd.action_sampling_temperature,
         micro_batch: config.micro_batch(),
         augment: config.data.augment,
+        augmentations: config.data.augmentations.clone(),
         dropout: config.critic.dropout_rate,
     }
 }

@@ -170,14 +170,17 @@ fn or_note<E>(values: Result<Vec<f32>, E>, failed: &mut Option<E>) -> Option<Vec
     values.map_err(|e| failed.get_or_insert(e)).ok()
 }
 
-/// Moments of both groups with their sections.
-fn moments(learner: &Learner) -> [(&'static str, &ParamStore); 4] {
-    [
-        (state::PI0_M, &learner.pi0.m),
-        (state::PI0_V, &learner.pi0.v),
-        (state::CRITIC_M, &learner.critic.m),
-        (state::CRITIC_V, &learner.critic.v),
-    ]
+/// Moments of both groups with their sections: those that their optimizers keep.
+fn moments(learner: &Learner) -> Vec<(&'static str, &ParamStore)> {
+    let (pi0, critic) = (&learner.pi0, &learner.critic);
+    let all = [
+        (state::PI0_M, Some(&pi0.m)),
+        (state::PI0_V, pi0.v.as_ref()),
+        (state::CRITIC_M, Some(&critic.m)),
+        (state::CRITIC_V, critic.v.as_ref()),
+    ];
+    let kept = all.into_iter();
+    kept.filter_map(|(section, store)| Some((section, store?))).collect()
 }
 
 fn numbers(t: &Temperature) -> Vec<(String, &Tensor)> {

@@ -87,7 +87,11 @@ impl<'a> Run<'a> {
             skipped_before: saved.map_or(0, |saved| saved.state().skipped),
             collator: setup::collator(config),
             held_out: Vec::new(),
-            interval: Interval::new(config.batch_size, learner.temperature.is_some()),
+            interval: Interval::new(
+                config.batch_size,
+                learner.temperature.is_some(),
+                config.acrlpd.smoothness_weight > 0.0,
+            ),
             queue: Queue::new(),
             peak_flops: None,
             guard: Guard::new(source.builder.value_bound()),

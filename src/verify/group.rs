@@ -73,7 +73,7 @@ impl TrainingGroup {
                 weight_decay: h(decay)?,
             };
             Ok(GroupConfig {
-                adam,
+                optimizer: adam.into(),
                 clip: h("clip_norm")?,
             })
         };
@@ -91,6 +91,7 @@ impl TrainingGroup {
                 critic: h("critic_weight")?,
                 actor: h("actor_weight")?,
                 bc: h("bc_weight")?,
+                smoothness: 0.0,
             },
             features: Features::Embedding,
             feature_grad: false,

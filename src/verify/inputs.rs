@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{Fixture, Result};
+use crate::model::critic_networks::Network;
 use crate::model::dims::{CriticDims, Pi0Dims, StackDims};
 use crate::model::layout::ObservationMasks;
 use crate::model::params::{ParamStore, ParamTensor};
@@ -80,6 +81,7 @@ pub(super) fn critic_dims(f: &Fixture) -> Result<CriticDims> {
     let dims = CriticDims {
         critics: size(f, "/dims/num_critics")?,
         hidden: hidden.ok_or_else(|| f.broken("dims.critic_hidden should be a list of widths".into()))?,
+        network: Network::Mlp,
         feature_width: size(f, "/dims/vlm_width")?,
         real_action_dim: size(f, "/dims/real_action_dim")?,
         action_horizon: size(f, "/dims/action_horizon")?,

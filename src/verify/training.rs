@@ -152,7 +152,12 @@ fn losses(c: &mut Case<'_>) -> Result<()> {
 
     // Each loss by itself: gradients unweighted and unclipped.
     let only = |actor: f32, bc: f32| StepConfig {
-        weights: LossWeights { critic: 1.0, actor, bc },
+        weights: LossWeights {
+            critic: 1.0,
+            actor,
+            bc,
+            ..config.weights
+        },
         ..config.clone()
     };
     let e = evaluate(c, &batch, only(1.0, 0.0))?;

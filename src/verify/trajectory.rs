@@ -108,11 +108,12 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
             parameters(c, &after, "ema", &how, ema, ("weights:", sum.pi0, 2 * step))?;
         }
     }
+    const ADAMW: &str = "the reference is AdamW";
     for (name, store) in [
         ("pi0_m", &learner.pi0.m),
-        ("pi0_v", &learner.pi0.v),
+        ("pi0_v", learner.pi0.v.as_ref().expect(ADAMW)),
         ("critic_m", &learner.critic.m),
-        ("critic_v", &learner.critic.v),
+        ("critic_v", learner.critic.v.as_ref().expect(ADAMW)),
     ] {
         let got = inputs::read(c.gpu, store)?;
         for (tensor, values) in got {

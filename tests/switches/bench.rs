@@ -99,7 +99,7 @@ impl Bench {
             let stores = [
                 ("weights", Some(&group.weights)),
                 ("m", Some(&group.m)),
-                ("v", Some(&group.v)),
+                ("v", group.v.as_ref()),
                 ("average", group.average.as_ref()),
             ];
             for (kind, store) in stores.into_iter().filter_map(|(k, s)| Some((k, s?))) {

@@ -3,4 +3,5 @@
 mod bench;
 mod equal;
 mod objective;
+mod smoothness;
 mod update;

@@ -142,7 +142,12 @@ fn gradients_are_the_weighted_sum_of_the_losses_gradients() {
     let bench = Bench::open();
     let weighted = |critic, actor, bc| {
         bench.evaluate(StepConfig {
-            weights: LossWeights { critic, actor, bc },
+            weights: LossWeights {
+                critic,
+                actor,
+                bc,
+                smoothness: 0.0,
+            },
             ..bench.config()
         })
     };

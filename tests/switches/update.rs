@@ -2,8 +2,10 @@
 
 use acrlpd::model::params::Room;
 use acrlpd::model::prefix::Trainable;
-use acrlpd::step::config::{Features, StepConfig};
+use acrlpd::ops::optimizers::Lion;
+use acrlpd::step::config::{Features, GroupConfig, LossWeights, StepConfig};
 use acrlpd::step::metrics::Slot;
+use acrlpd::step::optimizer::{self, Rates};
 use acrlpd::step::schedule::micro_batch;
 
 use crate::bench::{Bench, Named, assert_bits, assert_near, bits, read};
@@ -91,6 +93,49 @@ fn an_update_with_a_number_that_is_not_finite_is_skipped() {
         assert_eq!(first.update(0).get(Slot::Skipped), 0.0);
         assert_bits(what, &bench.state(&e.learner), &bench.state(&first.learner));
     }
+}
+
+/// What it learns on one batch is checked by the losses on that batch.
+#[test]
+fn lion_learns_with_one_moment_and_leaves_nothing_of_another() {
+    let bench = Bench::open();
+    let config = bench.group.config().unwrap();
+    let lion = Lion {
+        beta1: 0.9,
+        beta2: 0.99,
+        weight_decay: 0.0,
+    };
+    let with_lion = |group: GroupConfig| GroupConfig {
+        optimizer: lion.into(),
+        ..group
+    };
+    let config = StepConfig {
+        pi0: with_lion(config.pi0),
+        critic: with_lion(config.critic),
+        weights: LossWeights {
+            actor: 0.0,
+            ..config.weights
+        },
+        ..config
+    };
+    let e = bench.evaluate(config);
+    assert!(e.learner.pi0.v.is_none() && e.learner.critic.v.is_none());
+    let rates = Rates {
+        pi0: 2e-4,
+        critic: 2e-4,
+        temperature: 1e-3,
+    };
+    for step in 0..20 {
+        optimizer::update(&e.learner, &e.metrics, step, rates);
+        e.metrics.clear(&bench.gpu);
+        micro_batch(&e.learner, &e.metrics, &bench.batches(1)[0], true);
+    }
+    let after = e.metrics.read(&bench.gpu).unwrap();
+    for slot in [Slot::CriticLoss, Slot::BcLoss] {
+        let (before, after) = (e.loss(slot), after.get(slot));
+        assert!(after < 0.8 * before, "{slot:?} from {before} to {after}");
+    }
+    assert_eq!(after.get(Slot::Skipped), 0.0);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::Case;
 use crate::gpu::Tensor;
 use crate::model::bind::{CriticLayer, CriticParams};
 use crate::model::critic::{self, Rows, Wanted};
+use crate::model::critic_networks::Network;
 use crate::model::dims::CriticDims;
 use crate::verify::{Kind, Result};
 
@@ -48,6 +49,7 @@ pub(super) fn critic_case(c: &mut Case<'_>) -> Result<()> {
     let d = CriticDims {
         critics: e,
         hidden,
+        network: Network::Mlp,
         feature_width: features.dim(1) - real,
         real_action_dim: real,
         action_horizon: h,

@@ -48,7 +48,7 @@ pub(super) fn adamw_case(c: &mut Case<'_>) -> Result<()> {
             p: &p,
             g: &g,
             m: &m,
-            v: &v,
+            v: Some(&v),
             average: None,
             compute: None,
         };
