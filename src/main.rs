@@ -123,7 +123,7 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", commands::sentence(&error));
             ExitCode::from(commands::exit_code(&error))
         }
     }

@@ -100,6 +100,13 @@ impl Manifest {
             });
         }
         for (name, entry) in &manifest.files {
+            // A checkpoint is data from elsewhere: nothing in it may lead out of its folder.
+            if Path::new(name).file_name().is_none_or(|plain| plain != name.as_str()) {
+                return Err(CheckpointError::Damaged {
+                    path: folder.to_owned(),
+                    reason: format!("{MANIFEST} names `{name}`, which is not a file beside it"),
+                });
+            }
             match files::size(&folder.join(name)) {
                 Ok(size) if size == entry.bytes => {}
                 Ok(size) => {

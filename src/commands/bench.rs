@@ -86,10 +86,11 @@ pub fn run(command: &Command) -> Outcome {
 
 fn step(args: &StepArgs) -> Outcome {
     let config = args.config.load(&[])?;
-    let gpu = Gpu::open(args.device.device)?;
+    // Files first: what is wrong with them can be said without a device.
     let (learner, parts) = match &args.fixture {
         Some(path) => {
             let group = TrainingGroup::new(Fixture::open(path)?)?;
+            let gpu = Gpu::open(args.device.device)?;
             (
                 group.learner(&gpu, group.config()?)?,
                 vec![group.micro(0, 0..group.batch)?],
@@ -97,12 +98,13 @@ fn step(args: &StepArgs) -> Outcome {
         }
         None => {
             let source = Source::open(&config, None, |_, _| ())?;
-            let learner = setup::learner(&gpu, &config)?;
+            let learner = setup::learner(&Gpu::open(args.device.device)?, &config)?;
             learner.init(config.seed);
             let batch = source.builder.build(&source.sampler.draw(0, config.batch_size))?;
             (learner, setup::collator(&config).micro_batches(0, &batch))
         }
     };
+    let gpu = &learner.gpu;
     gpu.sync()?;
     let name = args
         .fixture
@@ -131,7 +133,7 @@ fn step(args: &StepArgs) -> Outcome {
     }
     let launches = gpu.take_record().total().launches / args.steps.max(1) as u64;
     let spread = Spread::of(seconds);
-    let roofline = roofline::measure(&gpu, learner.config.dtype)?;
+    let roofline = roofline::measure(gpu, learner.config.dtype)?;
     let (stepped, profile) = gpu.profile(roofline, || bench.step())?;
     stepped?;
     if args.json {

@@ -45,6 +45,18 @@ pub const FAILED: u8 = 1;
 /// Flags that cannot be used.
 pub const USAGE: u8 = 2;
 
+/// An error in one sentence: its causes are added unless it speaks of them itself.
+pub fn sentence(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |told, cause| match told.is_empty() {
+            true => cause,
+            false if told.contains(&cause) => told,
+            false => format!("{told}: {cause}"),
+        })
+}
+
 /// The documented exit code of an error.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
@@ -54,8 +66,8 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         if cause.is::<ConfigError>() {
             return USAGE;
         }
-        if cause.is::<DataError>() {
-            return 3;
+        if let Some(e) = cause.downcast_ref::<DataError>() {
+            return if matches!(e, DataError::File(_)) { 5 } else { 3 };
         }
         if let Some(e) = cause.downcast_ref::<VerifyError>() {
             return if matches!(e, VerifyError::Gpu(_)) { 4 } else { 3 };

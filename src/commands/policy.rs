@@ -49,13 +49,18 @@ impl PolicyFlags {
         }
         let stats = NormStats::read(saved.file(state::NORM_STATS)?)?;
         let source = Source::open(&config, Some(stats), |_, _| ())?;
+        let ema = match self.ema {
+            true => Some(saved.tensors(state::EMA)?),
+            false => None,
+        };
+        if let Some(ema) = &ema {
+            snapshot::check(&config.pi0_dims(), ema)?;
+        }
         let gpu = Gpu::open(self.device.device)?;
         let learner = setup::learner(&gpu, &config)?;
         snapshot::restore(&learner, &saved)?;
-        if self.ema {
-            let ema = saved.tensors(state::EMA)?;
-            snapshot::check(&learner, &ema)?;
-            snapshot::load(&learner, &ema)?;
+        if let Some(ema) = &ema {
+            snapshot::load(&learner, ema)?;
         }
         Ok(Policy {
             step: saved.state().step,

@@ -206,6 +206,11 @@ pub enum DataError {
     Stats { key: &'static str, reason: String },
     #[error("`{path}` is not a usable SentencePiece model: {reason}; give PaliGemma's `paligemma_tokenizer.model`")]
     Tokenizer { path: PathBuf, reason: String },
+    #[error(
+        "`{path}` has {ids} pieces, but the model embeds fewer (model.dims.vocab = {vocab}); give the tokenizer that the \
+         weights were trained with"
+    )]
+    TooManyPieces { path: PathBuf, ids: usize, vocab: usize },
     #[error("the prompt {prompt:?} cannot be tokenized: {reason}; reword it")]
     Prompt { prompt: String, reason: String },
     #[error("frame {frame} has an empty task text, and nothing else says what to do; set a default prompt")]

@@ -149,6 +149,20 @@ impl Stats {
                 ));
             }
         }
+        for (field, values) in [
+            ("mean", Some(&stats.mean)),
+            ("std", Some(&stats.std)),
+            ("q01", stats.q01.as_ref()),
+            ("q99", stats.q99.as_ref()),
+        ] {
+            let wide = |v: &f64| v.abs() > f64::from(f32::MAX);
+            if let Some((i, v)) = values.into_iter().flatten().enumerate().find(|(_, v)| wide(v)) {
+                return Err(wrong(
+                    Some(field),
+                    format!("has the entry {v:e} at {i}, which no float32 of a dataset can have led to"),
+                ));
+            }
+        }
         if let Some(i) = stats.std.iter().position(|s| *s < 0.0) {
             return Err(wrong(
                 Some("std"),

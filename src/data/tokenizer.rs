@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kitoken::{InsertionPosition, Kitoken, SpecialTokenKind};
+use kitoken::{Definition, InsertionPosition, Kitoken, SpecialTokenKind};
 
 use super::DataError;
 use super::panics::caught;
@@ -27,6 +27,8 @@ const BINS_PER_UNIT: f64 = 128.0;
 pub struct PromptTokenizer {
     pieces: Kitoken,
     bos: i32,
+    /// One more than the largest id.
+    ids: usize,
     warned: AtomicBool,
 }
 
@@ -57,9 +59,15 @@ impl PromptTokenizer {
             path: path.to_owned(),
             reason,
         };
-        let pieces = caught(|| Kitoken::from_sentencepiece_slice(&data));
+        let pieces = caught(|| {
+            let definition = Definition::from_sentencepiece_slice(&data).map_err(|e| e.to_string())?;
+            let plain = definition.model.vocab().iter().map(|piece| piece.id);
+            let last = plain.chain(definition.specials.iter().map(|piece| piece.id)).max();
+            let pieces = Kitoken::from_definition(definition).map_err(|e| e.to_string())?;
+            Ok((pieces, last.map_or(0, |id| id as usize + 1)))
+        });
         let pieces = pieces.map_err(|panic| unusable(format!("its parser gave up, {panic}")))?;
-        let pieces = pieces.map_err(|e| unusable(e.to_string()))?;
+        let (pieces, ids) = pieces.map_err(unusable)?;
         let start = pieces
             .config()
             .templates
@@ -73,8 +81,14 @@ impl PromptTokenizer {
         Ok(PromptTokenizer {
             pieces,
             bos,
+            ids,
             warned: AtomicBool::new(false),
         })
+    }
+
+    /// Ids are below this: the rows that the embedding must have.
+    pub fn ids(&self) -> usize {
+        self.ids
     }
 
     /// The π₀ form, or the π₀.₅ form if `state` (normalised, not padded) is given, cut or padded to `len` tokens.

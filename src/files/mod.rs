@@ -174,6 +174,11 @@ pub fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|e| read_error(path, e))
 }
 
+/// All bytes of a file.
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|e| read_error(path, e))
+}
+
 /// A file as memory, paged in as it is read. The file must not shrink as long as this lives.
 pub fn map(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|e| read_error(path, e))?;

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::data::{CameraBatch, ChunkBatch};
 use crate::files;
 use crate::gpu::Gpu;
+use crate::model::dims::Pi0Dims;
 use crate::step::Learner;
 
 /// Folder of a run's dumps.
@@ -42,9 +43,10 @@ pub struct Content {
     pub diagnosis: Diagnosis,
 }
 
-/// The group in `path` without extension, if it is a dump.
+/// Whether `group`, a path without extension, is that of a dump, whole or not.
 pub fn is_dump(group: &Path) -> bool {
-    description(group).is_ok()
+    let weights_beside = group.is_dir() && beside(group, "json").is_file();
+    weights_beside || description(group).is_ok()
 }
 
 fn beside(group: &Path, extension: &str) -> PathBuf {
@@ -105,9 +107,13 @@ pub fn replay(gpu: &Gpu, group: &Path) -> Result<(Content, Diagnosis)> {
     let content = description(group)?;
     let saved = checkpoint::open(group)?;
     let config = Config::parse(&saved.config()?, group.join(state::CONFIG))?;
+    let batch = read_batch(
+        &beside(group, "batch.safetensors"),
+        &content.cameras,
+        &config.pi0_dims(),
+    )?;
     let learner = setup::learner(gpu, &config)?;
     snapshot::restore(&learner, &saved)?;
-    let batch = read_batch(&beside(group, "batch.safetensors"), &content.cameras)?;
     let diagnosis = diagnose::diagnose(&learner, &setup::collator(&config), content.step, &batch)?;
     Ok((content, diagnosis))
 }
@@ -187,43 +193,75 @@ fn tensors<'a>(batch: &'a ChunkBatch, learner: &Learner) -> Vec<(String, Bytes<'
     all
 }
 
-fn read_batch(path: &Path, cameras: &[String]) -> Result<ChunkBatch> {
+/// The batch of a dump, which must be one of a learner of these sizes.
+fn read_batch(path: &Path, cameras: &[String], dims: &Pi0Dims) -> Result<ChunkBatch> {
     let wrong = |why: String| TrainError::Dump {
         path: path.to_owned(),
         why,
     };
     let bytes = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
-    let tensor = |name: &str| -> Result<&[u8]> { Ok(file.tensor(name).map_err(|e| wrong(e.to_string()))?.data()) };
-    let flags = |name: &str| -> Result<Vec<bool>> { Ok(tensor(name)?.iter().map(|v| *v != 0).collect()) };
-    let f32s = |name: &str| -> Result<Vec<f32>> { Ok(bytemuck::pod_collect_to_vec(tensor(name)?)) };
-    let i32s = |name: &str| -> Result<Vec<i32>> { Ok(bytemuck::pod_collect_to_vec(tensor(name)?)) };
-    let i64s = |name: &str| -> Result<Vec<i64>> { Ok(bytemuck::pod_collect_to_vec(tensor(name)?)) };
+    let view = |name: &str| file.tensor(name).map_err(|e| wrong(e.to_string()));
+    let b = view("index")?.shape().first().copied().unwrap_or(0);
+    if b == 0 || *cameras != dims.cameras {
+        return Err(wrong(format!(
+            "{b} chunks of the cameras {cameras:?} are no batch for {:?}",
+            dims.cameras
+        )));
+    }
+    let (h, a, l, s) = (
+        dims.action_horizon,
+        dims.action_dim,
+        dims.max_token_len,
+        dims.image_size,
+    );
+    let tensor = |name: &str, dtype: Dtype, shape: &[usize]| -> Result<&[u8]> {
+        let view = view(name)?;
+        match view.dtype() == dtype && view.shape() == shape {
+            true => Ok(view.data()),
+            false => Err(wrong(format!(
+                "`{name}` is {:?} {:?} instead of {dtype:?} {shape:?}",
+                view.dtype(),
+                view.shape()
+            ))),
+        }
+    };
+    let flags = |name: &str, shape: &[usize]| -> Result<Vec<bool>> {
+        Ok(tensor(name, Dtype::BOOL, shape)?.iter().map(|v| *v != 0).collect())
+    };
+    let f32s = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
+        Ok(bytemuck::pod_collect_to_vec(tensor(name, Dtype::F32, shape)?))
+    };
+    let i32s = |name: &str, shape: &[usize]| -> Result<Vec<i32>> {
+        Ok(bytemuck::pod_collect_to_vec(tensor(name, Dtype::I32, shape)?))
+    };
+    let i64s = |name: &str| -> Result<Vec<i64>> { Ok(bytemuck::pod_collect_to_vec(tensor(name, Dtype::I64, &[b])?)) };
+    let pixels = |name: &str| -> Result<Vec<u8>> { Ok(tensor(name, Dtype::U8, &[b, s, s, 3])?.to_vec()) };
     let camera = |name: &String| {
         Ok(CameraBatch {
             name: name.clone(),
-            current: tensor(&format!("{name}/current"))?.to_vec(),
-            next: tensor(&format!("{name}/next"))?.to_vec(),
-            current_mask: flags(&format!("{name}/current_mask"))?,
-            next_mask: flags(&format!("{name}/next_mask"))?,
+            current: pixels(&format!("{name}/current"))?,
+            next: pixels(&format!("{name}/next"))?,
+            current_mask: flags(&format!("{name}/current_mask"), &[b])?,
+            next_mask: flags(&format!("{name}/next_mask"), &[b])?,
         })
     };
     Ok(ChunkBatch {
         images: cameras.iter().map(camera).collect::<Result<_>>()?,
-        state: f32s("state")?,
-        next_state: f32s("next_state")?,
-        tokens: i32s("tokens")?,
-        token_mask: flags("token_mask")?,
-        next_tokens: i32s("next_tokens")?,
-        next_token_mask: flags("next_token_mask")?,
-        actions: f32s("actions")?,
-        action_valid: flags("action_valid")?,
-        rewards: f32s("rewards")?,
-        reward: f32s("reward")?,
-        discount: f32s("discount")?,
-        mask: f32s("mask")?,
-        chunk_valid: f32s("chunk_valid")?,
-        is_positive: flags("is_positive")?,
+        state: f32s("state", &[b, a])?,
+        next_state: f32s("next_state", &[b, a])?,
+        tokens: i32s("tokens", &[b, l])?,
+        token_mask: flags("token_mask", &[b, l])?,
+        next_tokens: i32s("next_tokens", &[b, l])?,
+        next_token_mask: flags("next_token_mask", &[b, l])?,
+        actions: f32s("actions", &[b, h, a])?,
+        action_valid: flags("action_valid", &[b, h])?,
+        rewards: f32s("rewards", &[b, h])?,
+        reward: f32s("reward", &[b])?,
+        discount: f32s("discount", &[b])?,
+        mask: f32s("mask", &[b])?,
+        chunk_valid: f32s("chunk_valid", &[b])?,
+        is_positive: flags("is_positive", &[b])?,
         episode_index: i64s("episode_index")?,
         frame_index: i64s("frame_index")?,
         index: i64s("index")?,

@@ -23,18 +23,18 @@ impl Log {
     pub fn open(dir: &Path, step: u64) -> Result<Log> {
         let path = dir.join(Log::NAME);
         files::create_folder(dir)?;
-        let mut kept = String::new();
+        let mut kept = Vec::new();
         if path.is_file() {
-            for line in files::read(&path)?.lines() {
+            for line in files::read_bytes(&path)?.split(|byte| *byte == b'\n') {
                 // A line that is not a row is what a killed program was writing.
-                let row = serde_json::from_str::<serde_json::Value>(line).unwrap_or_default();
+                let row = serde_json::from_slice::<serde_json::Value>(line).unwrap_or_default();
                 if row["step"].as_u64().is_some_and(|done| done <= step) {
-                    kept += line;
-                    kept.push('\n');
+                    kept.extend(line);
+                    kept.push(b'\n');
                 }
             }
         }
-        files::replace(&path, kept.as_bytes())?;
+        files::replace(&path, &kept)?;
         let lines = Lines::open(&path)?;
         Ok(Log { lines })
     }

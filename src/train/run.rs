@@ -118,7 +118,11 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
     };
     let source = Source::open(config, stats, |done, all| observer.statistics(done, all))?;
     let weights = match (&saved, &config.model.weights) {
-        (None, Some(path)) => Some(Weights::open(path)?),
+        (None, Some(path)) => {
+            let weights = Weights::open(path)?;
+            snapshot::check(&config.pi0_dims(), &weights)?;
+            Some(weights)
+        }
         _ => None,
     };
 
@@ -128,9 +132,6 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
     reserve(&gpu, &plan, options.memory_fraction)?;
     let learner = setup::learner(&gpu, config)?;
     observer.stage("weights");
-    if let Some(weights) = &weights {
-        snapshot::check(&learner, weights)?;
-    }
     match &saved {
         Some(saved) => snapshot::restore(&learner, saved)?,
         None => {

@@ -9,7 +9,8 @@ use super::feed::Feed;
 use super::recipe;
 use crate::config::Config;
 use crate::data::{
-    self, BatchBuilder, ChunkBatch, Dataset, EpisodeSplit, Loader, NormStats, PromptTokenizer, Sampler, StartFrames,
+    self, BatchBuilder, ChunkBatch, DataError, Dataset, EpisodeSplit, Loader, NormStats, PromptTokenizer, Sampler,
+    StartFrames,
 };
 use crate::gpu::Gpu;
 use crate::step::Learner;
@@ -33,6 +34,7 @@ impl Source {
     pub fn open(config: &Config, stats: Option<NormStats>, progress: impl FnMut(usize, usize)) -> Result<Source> {
         let dataset = data::open(config.dataset_path()?)?;
         let tokenizer = PromptTokenizer::from_file(config.tokenizer_path()?)?;
+        fits(&tokenizer, config)?;
         let spec = config.data_spec();
         let stats = match (stats, &config.data.norm_stats) {
             (Some(stats), _) => stats,
@@ -88,6 +90,20 @@ impl Source {
             config.data.queue_depth,
         )?;
         Ok(Feed::new(loader, collator(config), start)?)
+    }
+}
+
+/// Refuses a tokenizer whose ids the prompt embedding has no rows for.
+fn fits(tokenizer: &PromptTokenizer, config: &Config) -> Result<()> {
+    let (ids, vocab) = (tokenizer.ids(), config.pi0_dims().vocab);
+    match ids <= vocab {
+        true => Ok(()),
+        false => Err(DataError::TooManyPieces {
+            path: config.tokenizer_path()?.to_owned(),
+            ids,
+            vocab,
+        }
+        .into()),
     }
 }
 

@@ -7,7 +7,9 @@ use crate::checkpoint::{Background, CheckpointError, RunState, Saved, Saving, We
 use crate::config::Config;
 use crate::data::NormStats;
 use crate::gpu::{Gpu, Tensor};
+use crate::model::dims::Pi0Dims;
 use crate::model::params::{ParamStore, ParamTensor};
+use crate::model::tables;
 use crate::step::Learner;
 use crate::step::learner::Temperature;
 
@@ -127,12 +129,13 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
     Ok(gpu.sync()?)
 }
 
-/// Checks that `weights` hold π₀ as the learner has it, without touching the device.
+/// Checks that `weights` hold π₀ of these sizes, without a device.
 ///
 /// # Errors
 /// Tensors that are missing or have another shape.
-pub fn check(learner: &Learner, weights: &Weights) -> Result<()> {
-    let unused = weights.check(learner.pi0.weights.placement().table(), "")?;
+pub fn check(dims: &Pi0Dims, weights: &Weights) -> Result<()> {
+    let table = tables::pi0(dims);
+    let unused = weights.check(&table, "")?;
     if !unused.is_empty() {
         let (n, first) = (unused.len(), unused[0]);
         tracing::warn!(

@@ -19,6 +19,7 @@ use super::{DataError, labels};
 use images::ImageFiles;
 use meta::Meta;
 pub(super) use meta::{INFO, codebase_version};
+use png::Refusal;
 use template::Template;
 
 /// An open LeRobot v2.x dataset.
@@ -99,28 +100,21 @@ impl LeRobot {
         let encoded = self.files.encoded(&self.info.root, &path, camera, &rows)?;
         for (encoded, row) in encoded.iter().zip(rows) {
             let (path, camera) = (path.clone(), camera.to_owned());
-            let image = match png::decode(encoded) {
-                Ok(image) => image,
-                Err(reason) => {
-                    return Err(DataError::Image {
-                        path,
-                        row,
-                        camera,
-                        reason,
-                    });
-                }
-            };
-            if (image.height, image.width) != (height, width) {
-                let found = format!("{}x{}x3", image.height, image.width);
-                let expected = format!("{height}x{width}x3");
-                return Err(DataError::ImageShape {
+            let image = png::decode(encoded, (height, width)).map_err(|refusal| match refusal {
+                Refusal::Broken(reason) => DataError::Image {
                     path,
                     row,
                     camera,
-                    found,
-                    expected,
-                });
-            }
+                    reason,
+                },
+                Refusal::Size(h, w) => DataError::ImageShape {
+                    path,
+                    row,
+                    camera,
+                    found: format!("{h}x{w}x3"),
+                    expected: format!("{height}x{width}x3"),
+                },
+            })?;
             images.push(image);
         }
         Ok(())

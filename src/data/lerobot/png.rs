@@ -6,15 +6,37 @@ use png::{BitDepth, ColorType, Decoder, Transformations};
 
 use crate::data::RgbImage;
 
-/// Decodes an RGB picture (8 or 16 bits a channel, or a palette). The error is the reason, as a clause.
+/// Why a picture cannot be used.
+#[derive(Debug, PartialEq)]
+pub(super) enum Refusal {
+    /// The reason, as a clause.
+    Broken(String),
+    /// It has another height and width.
+    Size(usize, usize),
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Refusal::Broken(reason)
+    }
+}
+
+/// Decodes an RGB picture (8 or 16 bits a channel, or a palette) of `height` and `width` pixels; one that says it is
+/// larger is not given the memory.
 ///
 /// Grey and transparent pictures are refused: what a depth map or a mask should look like to a vision tower is not
 /// ours to guess.
-pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
+pub(super) fn decode(bytes: &[u8], (height, width): (usize, usize)) -> Result<RgbImage, Refusal> {
     let mut decoder = Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
     let mut reader = decoder.read_info().map_err(|e| describe(&e))?;
-    let size = reader.output_buffer_size().ok_or("its size does not fit into memory")?;
+    let (w, h) = reader.info().size();
+    if (h as usize, w as usize) != (height, width) {
+        return Err(Refusal::Size(h as usize, w as usize));
+    }
+    let size = reader
+        .output_buffer_size()
+        .ok_or_else(|| "its size does not fit into memory".to_owned())?;
     let mut pixels = vec![0; size];
     let info = reader.next_frame(&mut pixels).map_err(|e| describe(&e))?;
     match (info.color_type, info.bit_depth) {
@@ -26,7 +48,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
                 pixels,
             })
         }
-        (color, _) => Err(format!("it has channels {color:?} instead of red, green, blue")),
+        (color, _) => Err(format!("it has channels {color:?} instead of red, green, blue").into()),
     }
 }
 
@@ -51,9 +73,18 @@ mod tests {
         out
     }
 
+    const SIZE: (usize, usize) = (1, 2);
+
+    fn reason(bytes: &[u8]) -> String {
+        match decode(bytes, SIZE) {
+            Err(Refusal::Broken(reason)) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn rgb_pixels_survive() {
-        let image = decode(&encode(ColorType::Rgb, &[1, 2, 3, 250, 0, 9])).unwrap();
+        let image = decode(&encode(ColorType::Rgb, &[1, 2, 3, 250, 0, 9]), SIZE).unwrap();
         assert_eq!(
             image,
             RgbImage {
@@ -66,12 +97,14 @@ mod tests {
 
     #[test]
     fn other_pictures_are_refused_with_a_reason() {
-        let grey = decode(&encode(ColorType::Grayscale, &[1, 2])).unwrap_err();
+        let grey = reason(&encode(ColorType::Grayscale, &[1, 2]));
         assert!(grey.contains("Grayscale instead of red, green, blue"), "{grey}");
-        let alpha = decode(&encode(ColorType::Rgba, &[0; 8])).unwrap_err();
+        let alpha = reason(&encode(ColorType::Rgba, &[0; 8]));
         assert!(alpha.contains("Rgba"), "{alpha}");
-        let jpeg = decode(&[0xff, 0xd8, 0xff, 0xe0, 0, 0, 0, 0, 0, 0]).unwrap_err();
+        let jpeg = reason(&[0xff, 0xd8, 0xff, 0xe0, 0, 0, 0, 0, 0, 0]);
         assert!(jpeg.contains("not a valid PNG"), "{jpeg}");
+        let larger = decode(&encode(ColorType::Rgb, &[0; 6]), (2, 2)).unwrap_err();
+        assert_eq!(larger, Refusal::Size(1, 2));
     }
 
     #[test]
@@ -79,7 +112,7 @@ mod tests {
         let whole = encode(ColorType::Rgb, &[1, 2, 3, 250, 0, 9]);
         let end_of_data = whole.len() - 12; // The last chunk, IEND, holds no picture data.
         for cut in 0..end_of_data {
-            let reason = decode(&whole[..cut]).unwrap_err();
+            let reason = reason(&whole[..cut]);
             assert!(
                 reason.contains("too early") || reason.contains("not a valid PNG"),
                 "{cut}: {reason}"
@@ -88,7 +121,7 @@ mod tests {
         for i in 0..end_of_data {
             let mut bad = whole.clone();
             bad[i] ^= 0x55;
-            assert!(decode(&bad).is_err(), "byte {i}");
+            assert!(decode(&bad, SIZE).is_err(), "byte {i}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! File name patterns in Python's format language.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 /// The `data_path` pattern, such as `data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet`.
 #[derive(Clone, Debug)]
@@ -44,6 +44,10 @@ impl Template {
             rest = tail;
         }
         parts.push((rest.to_owned(), None));
+        let plain = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
+        if !Path::new(pattern).components().all(plain) {
+            return Err("it leads out of the dataset".to_owned());
+        }
         if !parts.iter().any(|(_, n)| n.is_some_and(|(n, _)| n == Number::Episode)) {
             return Err("it does not contain `{episode_index}`, so all episodes would share a file".to_owned());
         }
@@ -91,6 +95,8 @@ mod tests {
         );
         for (bad, why) in [
             ("data.parquet", "share a file"),
+            ("../{episode_index}", "out of the dataset"),
+            ("/{episode_index}", "out of the dataset"),
             ("{episode_index:6s}", "06d"),
             ("{episode_index:099999999999d}", "06d"),
             ("{video_key}", "neither"),

@@ -1,0 +1,156 @@
+//! What the program reads from outside, one function a kind of file. Whatever the bytes are, the answer is a value or an
+//! error; what was accepted must hold what the assertions here say. The targets of libFuzzer and `tests/fuzz_smoke.rs`
+//! call the same functions.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use acrlpd::checkpoint::{self, Weights, state};
+use acrlpd::config::Config;
+use acrlpd::model::tables;
+use acrlpd::report::{Run, render};
+use acrlpd::train::metrics::Log;
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// A target: its name, and what it does with some bytes.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 4] = [
+    ("config", config),
+    ("metrics", metrics),
+    ("manifest", manifest),
+    ("safetensors", safetensors),
+];
+
+thread_local! {
+    /// Where a target's files lie; made once, because making folders is most of the work.
+    static FOLDER: TempDir = tempfile::tempdir().expect("a folder");
+}
+
+/// A configuration, as TOML and as JSON. What is valid is written and read back without a difference.
+pub fn config(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for name in ["fuzz.toml", "fuzz.json"] {
+        let Ok(config) = Config::parse(&text, name) else {
+            continue;
+        };
+        for (text, name) in [
+            (config.to_toml(), "again.toml"),
+            (config.to_json().to_string(), "again.json"),
+        ] {
+            let again = Config::parse(&text, name).expect("what was written can be read");
+            assert_eq!(config.differences(&again), []);
+        }
+    }
+}
+
+/// The rows of a run, and behind a zero byte its `run.json`: what a report shows, and what is left to go on from.
+pub fn metrics(data: &[u8]) {
+    const STEP: u64 = 20;
+    let (rows, run) = divided(data);
+    FOLDER.with(|folder| {
+        let folder = folder.path();
+        fs::write(folder.join(Log::NAME), rows).expect("written");
+        fs::write(folder.join("run.json"), run).expect("written");
+        if let Ok(run) = Run::read(folder) {
+            assert!(render(&[run]).ends_with("</html>\n"));
+        }
+        drop(Log::open(folder, STEP).expect("whatever is in a log, a run goes on"));
+        let kept = fs::read(folder.join(Log::NAME)).expect("it is there");
+        for line in kept.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let row: serde_json::Value = serde_json::from_slice(line).expect("only rows are kept");
+            assert!(row["step"].as_u64().is_some_and(|step| step <= STEP));
+        }
+    });
+}
+
+/// The manifest of a checkpoint, and behind a zero byte its `state.json`: as they are, and again with the hashes put
+/// right, since no mutation would ever guess them.
+pub fn manifest(data: &[u8]) {
+    let (manifest, state) = divided(data);
+    FOLDER.with(|folder| {
+        let folder = folder.path();
+        fs::write(folder.join(state::STATE), state).expect("written");
+        fs::write(folder.join("manifest.json"), manifest).expect("written");
+        open(folder);
+        if let Some(sealed) = sealed(manifest, state) {
+            fs::write(folder.join("manifest.json"), sealed).expect("written");
+            open(folder);
+        }
+    });
+}
+
+fn open(folder: &Path) {
+    if let Ok(summary) = checkpoint::inspect(folder) {
+        assert!(!summary.to_string().is_empty());
+    }
+    if let Ok(saved) = checkpoint::open(folder) {
+        assert!(saved.state().format <= state::FORMAT);
+        let _ = saved.config();
+        for name in [state::PARAMS, state::CRITIC, state::OPTIMIZER] {
+            let _ = saved.tensors(name);
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    files: BTreeMap<String, Entry>,
+    xxh3: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    bytes: u64,
+    xxh3: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tensors: BTreeMap<String, String>,
+}
+
+fn sealed(manifest: &[u8], state: &[u8]) -> Option<String> {
+    let hex = |data: &[u8]| format!("{:016x}", xxh3_64(data));
+    let mut manifest: Manifest = serde_json::from_slice(manifest).ok()?;
+    if let Some(entry) = manifest.files.get_mut(state::STATE) {
+        (entry.bytes, entry.xxh3) = (state.len() as u64, hex(state));
+    }
+    manifest.xxh3 = hex(&serde_json::to_vec(&manifest.files).ok()?);
+    serde_json::to_string_pretty(&manifest).ok()
+}
+
+/// Weights: a safetensors file, or (if it begins like one) an index of shards beside which that file lies.
+pub fn safetensors(data: &[u8]) {
+    const SHARD: &[u8] = include_bytes!("../seeds/safetensors/two_tensors");
+    FOLDER.with(|folder| {
+        let folder = folder.path().join("weights");
+        fs::create_dir_all(&folder).expect("a folder");
+        let index = data.starts_with(b"{");
+        let path = folder.join(if index {
+            "model.safetensors.index.json"
+        } else {
+            "fuzz.safetensors"
+        });
+        fs::write(folder.join("shard.safetensors"), SHARD).expect("written");
+        fs::write(&path, data).expect("written");
+        let Ok(weights) = Weights::open(if index { &folder } else { &path }) else {
+            return;
+        };
+        let debug = Config::load("debug").expect("a preset");
+        let _ = weights.check(&tables::pi0(&debug.pi0_dims()), "");
+        let _ = weights.check(&tables::critic(&debug.critic_dims()), state::ONLINE);
+        for tensor in weights.iter() {
+            if let Ok(values) = weights.values(tensor.name, tensor.shape) {
+                assert_eq!(values.len(), tensor.shape.iter().product::<usize>());
+            }
+        }
+    });
+}
+
+/// Before and after the first zero byte.
+fn divided(data: &[u8]) -> (&[u8], &[u8]) {
+    let at = data.iter().position(|byte| *byte == 0).unwrap_or(data.len());
+    (&data[..at], data.get(at + 1..).unwrap_or_default())
+}
