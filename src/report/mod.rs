@@ -43,7 +43,7 @@ impl ReportError {
     /// The exit code that stands for this kind of error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            ReportError::Write { .. } => 2,
+            ReportError::Write { .. } => 5,
             _ => 3,
         }
     }

@@ -73,7 +73,7 @@ const ROWS: &[Row] = &[
         "a page that cannot be written",
         |_| (),
         "report run --out=no/such/page.html",
-        2,
+        5,
         &["cannot write `no/such/page.html`", "--out"],
     ),
 ];

@@ -168,7 +168,7 @@ fn what_is_no_run_is_refused_in_a_sentence() {
     }
     let run = runs.write("one", 3, 1.0);
     let output = runs.report(&[&run, Path::new("--out=no/such/folder.html")]);
-    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(output.status.code(), Some(5));
 }
 
 #[test]
