@@ -278,11 +278,6 @@ impl Placement {
         out
     }
 
-    /// Flat ranges (page, first element, elements) of one unit, padding included.
-    pub fn unit_segments(&self, unit: usize, caps: &Caps) -> Vec<(usize, usize, usize)> {
-        self.segments_of(unit..unit + 1, caps)
-    }
-
     /// Flat ranges (page, first element, elements) of some units that one kernel may bind, padding included.
     pub fn segments_of(&self, units: impl IntoIterator<Item = usize>, caps: &Caps) -> Vec<(usize, usize, usize)> {
         let most = ((caps.max_binding_bytes - caps.alignment) / 4) as usize / ALIGN * ALIGN;
@@ -365,9 +360,9 @@ mod tests {
                 assert!(p.pages[page] as u64 * 4 <= caps.max_page_bytes);
             }
             let covered: usize = p.segments(&caps).iter().map(|s| s.2).sum();
-            let frozen: usize = p.unit_segments(1, &caps).iter().map(|s| s.2).sum();
+            let frozen: usize = p.segments_of([1], &caps).iter().map(|s| s.2).sum();
             assert_eq!(covered + frozen, p.elements());
-            let by_unit: usize = (0..3).flat_map(|u| p.unit_segments(u, &caps)).map(|s| s.2).sum();
+            let by_unit: usize = (0..3).flat_map(|u| p.segments_of([u], &caps)).map(|s| s.2).sum();
             assert_eq!(by_unit, p.elements());
         }
     }

@@ -32,18 +32,22 @@ pub struct Guard {
     first: u64,
     /// The most that values can be; 0 if nothing is known.
     bound: f64,
+    /// Whether a row has several samples: one alone always has one value.
+    several: bool,
     /// What was said already: of the actor, and of each critic.
     overrated: bool,
     warned: Vec<[bool; 2]>,
 }
 
 impl Guard {
-    /// For values of at most `bound`, as [`BatchBuilder::value_bound`](crate::data::BatchBuilder::value_bound) has it.
-    pub fn new(bound: f64) -> Guard {
+    /// For values of at most `bound`, as [`BatchBuilder::value_bound`](crate::data::BatchBuilder::value_bound) has it, of
+    /// `samples` a step.
+    pub fn new(bound: f64, samples: usize) -> Guard {
         Guard {
             bad: 0,
             first: 0,
             bound,
+            several: samples > 1,
             overrated: false,
             warned: Vec::new(),
         }
@@ -94,7 +98,7 @@ impl Guard {
         for (i, (critic, warned)) in row.critics.iter().zip(&mut self.warned).enumerate() {
             let largest = critic.q_max.abs().max(critic.q_min.abs());
             let diverges = beyond(critic.q);
-            let dead = critic.q_max - critic.q_min <= SPREAD * largest;
+            let dead = self.several && critic.q_max - critic.q_min <= SPREAD * largest;
             if diverges && !warned[0] {
                 worries.push(format!(
                     "step {}: critic {i} gives recorded chunks values up to {largest:.3}, though the best recorded episode \
@@ -122,7 +126,7 @@ mod tests {
 
     #[test]
     fn values_beyond_all_episodes_and_constant_ones_are_worries_once() {
-        let mut guard = Guard::new(10.0);
+        let mut guard = Guard::new(10.0, 8);
         let row = |q: f64, spread: f64, best_q: f64| Row {
             critics: vec![CriticRow {
                 q,
@@ -146,7 +150,9 @@ mod tests {
         let worries = guard.row(&row(0.5, 1.0, 20.1));
         assert!(worries.len() == 1 && worries[0].contains("overrate"), "{worries:?}");
         // Without a reward there is no bound.
-        let mut blind = Guard::new(0.0);
+        let mut blind = Guard::new(0.0, 8);
         assert!(blind.row(&row(1e6, 1.0, 1e6)).is_empty());
+        // One sample has one value, which says nothing about the critic.
+        assert!(Guard::new(10.0, 1).row(&row(0.5, 0.0, 0.5)).is_empty());
     }
 }

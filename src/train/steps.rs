@@ -94,7 +94,7 @@ impl<'a> Run<'a> {
             ),
             queue: Queue::new(),
             peak_flops: None,
-            guard: Guard::new(source.builder.value_bound()),
+            guard: Guard::new(source.builder.value_bound(), config.batch_size),
             skipped: 0,
             issued: 0,
             launches: 0,
