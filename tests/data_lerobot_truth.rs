@@ -321,6 +321,30 @@ mod film {
         }
     }
 
+    /// Searching lands on key frames that are shown too late, behind frames that cannot be decoded from them.
+    #[test]
+    fn frames_before_the_key_frame_they_follow() {
+        let truth = data_support::json(data("open_gop/frames.json"));
+        for codec in ["h264", "hevc"] {
+            let dir = tempfile::tempdir().unwrap();
+            data_support::copy(&folder("aloha_v21_h264"), dir.path());
+            let film = format!("videos/chunk-000/{}/episode_000002.mp4", CAMERAS[0]);
+            std::fs::copy(data(&format!("open_gop/{codec}.mp4")), dir.path().join(film)).unwrap();
+            let dataset = open(dir.path()).unwrap();
+            let start = dataset.episodes()[2].start;
+            let leaps = (0..50).map(|i| (i * 37 + 11) % 50);
+            for t in (0..50).chain((0..50).rev()).chain(leaps) {
+                let frame = [start + t];
+                let planes = &dataset.planes(CAMERAS[0], &frame).unwrap().unwrap()[0].planes;
+                let rgb = &dataset.images(CAMERAS[0], &frame).unwrap()[0].pixels;
+                for (bytes, kind) in [(planes, "planes"), (rgb, "rgb")] {
+                    let found = format!("{:016x}", xxh3_64(bytes));
+                    assert_eq!(found, truth[codec][kind][t].as_str().unwrap(), "{codec} {kind} {t}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn threads_share_the_decoders() {
         let dataset = dataset("aloha_v30_hevc");

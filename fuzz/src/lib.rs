@@ -19,11 +19,12 @@ use xxhash_rust::xxh3::xxh3_64;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("config", config),
     ("metrics", metrics),
     ("manifest", manifest),
     ("safetensors", safetensors),
+    ("dataset", dataset),
 ];
 
 thread_local! {
@@ -146,6 +147,45 @@ pub fn safetensors(data: &[u8]) {
                 assert_eq!(values.len(), tensor.shape.iter().product::<usize>());
             }
         }
+    });
+}
+
+/// `meta/info.json` of a LeRobot v3.0 dataset, and behind a zero byte its list of episodes, beside good tables. What is
+/// accepted covers all frames without gaps.
+pub fn dataset(data: &[u8]) {
+    const TASKS: &[u8] = include_bytes!("../../tests/data/aloha_v30_h264/meta/tasks.parquet");
+    const TABLES: [&[u8]; 3] = [
+        include_bytes!("../../tests/data/aloha_v30_h264/data/chunk-000/file-000.parquet"),
+        include_bytes!("../../tests/data/aloha_v30_h264/data/chunk-000/file-001.parquet"),
+        include_bytes!("../../tests/data/aloha_v30_h264/data/chunk-000/file-002.parquet"),
+    ];
+    let (info, episodes) = divided(data);
+    FOLDER.with(|folder| {
+        let root = folder.path().join("dataset");
+        if !root.exists() {
+            fs::create_dir_all(root.join("meta/episodes/chunk-000")).expect("a folder");
+            fs::create_dir_all(root.join("data/chunk-000")).expect("a folder");
+            fs::write(root.join("meta/tasks.parquet"), TASKS).expect("written");
+            for (i, table) in TABLES.iter().enumerate() {
+                fs::write(root.join(format!("data/chunk-000/file-{i:03}.parquet")), table).expect("written");
+            }
+        }
+        fs::write(root.join("meta/info.json"), info).expect("written");
+        fs::write(root.join("meta/episodes/chunk-000/file-000.parquet"), episodes).expect("written");
+        let Ok(dataset) = acrlpd::data::open(&root) else {
+            return;
+        };
+        let frames = dataset.info().total_frames;
+        let mut end = 0;
+        for episode in dataset.episodes() {
+            assert_eq!(episode.start, end);
+            end += episode.length;
+        }
+        assert_eq!(end, frames);
+        for column in dataset.columns() {
+            assert_eq!(column.values.len(), frames * column.width);
+        }
+        assert!(dataset.locate(frames - 1).0.starts_with(&root));
     });
 }
 

@@ -47,7 +47,8 @@ struct Source {
     range: Range,
 }
 
-/// Converts frames to RGB as lerobot's readers do: swscale, the matrix the stream names and otherwise BT.601.
+/// Converts frames to RGB as torchcodec does, lerobot's first choice: swscale with the matrix the stream names, and
+/// BT.601 where it names none.
 #[derive(Default)]
 pub(super) struct ToRgb {
     prepared: Option<(Source, Converter)>,
