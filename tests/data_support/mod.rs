@@ -1,6 +1,7 @@
 //! Fixtures shared by the data tests: where they lie, golden tensors, a ready-made spec, and datasets made on the spot.
 #![allow(dead_code)] // Each test file uses its own part.
 
+pub mod broken;
 pub mod memory;
 pub mod synthetic;
 
