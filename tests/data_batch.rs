@@ -203,6 +203,24 @@ fn pictures_of_both_observations() {
 }
 
 #[test]
+fn a_chain_of_chunks_is_the_chunks_one_by_one() {
+    let builder = BatchBuilder::new(aloha(), pi_spec(), &identity_stats(14, 14), tokenizer()).unwrap();
+    // The third start is where the second chunk ends; the fourth begins elsewhere; the last two end at a clamped frame.
+    let starts = [0, 10, 20, 35, 66, 70];
+    let chain = builder.build(&starts).unwrap();
+    for (b, start) in starts.into_iter().enumerate() {
+        let single = builder.build(&[start]).unwrap();
+        for (chained, alone) in chain.images.iter().zip(&single.images) {
+            let area = alone.current.len();
+            assert!(chained.current[b * area..(b + 1) * area] == alone.current, "{start}");
+            assert!(chained.next[b * area..(b + 1) * area] == alone.next, "{start}");
+        }
+        assert_eq!(chain.next_index[b], single.next_index[0]);
+    }
+    assert_eq!(chain.next_index, [10, 20, 29, 45, 70, 70]);
+}
+
+#[test]
 fn prompts_of_both_models() {
     let dataset = aloha();
     let stats = NormStats::compute(dataset.as_ref(), &pi_spec(), |_, _| ()).unwrap();

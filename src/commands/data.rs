@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use acrlpd::data::{self, NormStats, inspect::Summary};
+use acrlpd::data::check::{Finding, Settings};
+use acrlpd::data::{self, NormStats, Place, inspect::Summary};
 use indicatif::ProgressBar;
 
 use super::Outcome;
@@ -12,11 +13,15 @@ use super::flags::ConfigFlags;
 pub enum Command {
     /// Episodes, features, value ranges, labels.
     Inspect {
-        path: PathBuf,
+        /// Its folder, or its public name.
+        #[arg(value_name = "DIR|NAME")]
+        path: String,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
+    /// Find what would spoil a training run: broken numbers, times, pictures, episodes. Exit code 1 if there is anything.
+    Check(CheckArgs),
     /// Compute the normalisation statistics a configuration trains with, as openpi's norm_stats.json.
     NormStats {
         #[command(flatten)]
@@ -27,10 +32,33 @@ pub enum Command {
     },
 }
 
+#[derive(clap::Args)]
+pub struct CheckArgs {
+    /// Its folder, or its public name.
+    #[arg(value_name = "DIR|NAME")]
+    path: String,
+    /// Steps of a chunk: shorter episodes are found.
+    #[arg(long, default_value_t = 50, value_name = "H")]
+    horizon: usize,
+    /// How far beyond the 1 % and 99 % quantiles values may lie, in units of the distance between the two.
+    #[arg(long, default_value_t = 5.0, value_name = "K")]
+    reach: f64,
+    /// Dataset feature of the state.
+    #[arg(long, default_value = "observation.state", value_name = "KEY")]
+    state_key: String,
+    /// Dataset feature of the action.
+    #[arg(long, default_value = "action", value_name = "KEY")]
+    action_key: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 pub fn run(command: &Command) -> Outcome {
     match command {
+        Command::Check(args) => return check(args),
         Command::Inspect { path, json } => {
-            let summary = Summary::of(data::open(path)?.as_ref())?;
+            let summary = Summary::of(data::open(Place::of(path).folder()?)?.as_ref())?;
             if *json {
                 println!("{}", serde_json::to_string_pretty(&summary)?);
             } else {
@@ -39,7 +67,7 @@ pub fn run(command: &Command) -> Outcome {
         }
         Command::NormStats { config, out } => {
             let config = config.load(&[])?;
-            let dataset = data::open(config.dataset_path()?)?;
+            let dataset = data::open_all(&config.datasets()?)?;
             let bar = ProgressBar::new(dataset.info().total_frames as u64);
             let stats = NormStats::compute(dataset.as_ref(), &config.data_spec(), |done, _| {
                 bar.set_position(done as u64);
@@ -50,4 +78,38 @@ pub fn run(command: &Command) -> Outcome {
         }
     }
     Ok(0)
+}
+
+/// Findings of one kind that are listed; the others are counted.
+const LISTED: usize = 10;
+
+fn check(args: &CheckArgs) -> Outcome {
+    let dataset = data::open(Place::of(&args.path).folder()?)?;
+    let settings = Settings {
+        state_key: args.state_key.clone(),
+        action_key: args.action_key.clone(),
+        horizon: args.horizon,
+        reach: args.reach,
+    };
+    let bar = ProgressBar::new(dataset.episodes().len() as u64);
+    let found = data::check::check(dataset.as_ref(), &settings, |done, _| bar.set_position(done as u64));
+    bar.finish_and_clear();
+    if args.json {
+        println!("{:#}", serde_json::json!({ "findings": found }));
+    } else {
+        for alike in found.chunk_by(|a, b| a.check == b.check) {
+            for Finding { check, episode, what } in alike.iter().take(LISTED) {
+                match episode {
+                    Some(episode) => println!("{check:<8} episode {episode}: {what}"),
+                    None => println!("{check:<8} {what}"),
+                }
+            }
+            if alike.len() > LISTED {
+                println!("{:<8} … and {} more", alike[0].check, alike.len() - LISTED);
+            }
+        }
+        let (episodes, frames) = (dataset.episodes().len(), dataset.info().total_frames);
+        println!("{} findings in {episodes} episodes, {frames} frames", found.len());
+    }
+    Ok(if found.is_empty() { 0 } else { super::FAILED })
 }

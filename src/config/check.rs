@@ -66,6 +66,22 @@ impl Config {
             let fix = "make it a multiple of acrlpd.gradient_accumulation_steps";
             format!("{batch} samples do not divide into {parts} micro-batches; {fix}")
         });
+        let chain = self.acrlpd.chain_batches;
+        r.at_least_one("acrlpd.chain_batches", chain);
+        let micro = batch / parts.max(1);
+        r.forbid(
+            chain > 0 && !micro.is_multiple_of(chain),
+            "acrlpd.chain_batches",
+            || {
+                let fix = "use a divisor, or 1";
+                format!("micro-batches of {micro} samples do not divide into chains of {chain} chunks; {fix}")
+            },
+        );
+        r.forbid(
+            chain > 1 && self.acrlpd.separate_prefixes,
+            "acrlpd.chain_batches",
+            || "it lets chunks share prefixes, which acrlpd.separate_prefixes forbids; set one of them back".into(),
+        );
         r.at_least_one("num_train_steps", self.num_train_steps);
         r.at_least_one("log_interval", self.log_interval);
         let fix = "; set it to num_train_steps to save at the end only";
@@ -275,6 +291,23 @@ impl Config {
                 "it must name a feature of the dataset".into()
             });
         }
+        r.ranges.push(("data.mix_weights".into(), Range::NotNegative));
+        let (weights, datasets) = (d.mix_weights.len(), 1 + d.mix.len());
+        r.forbid(weights > 0 && weights != datasets, "data.mix_weights", || {
+            format!("it lists {weights} weights for {datasets} datasets; give one each, that of data.path first")
+        });
+        let wrong = d.mix_weights.iter().find(|w| !Range::NotNegative.holds(**w));
+        r.forbid(wrong.is_some(), "data.mix_weights", || {
+            format!("{} is {}", wrong.unwrap_or(&0.0), Range::NotNegative.complaint())
+        });
+        r.forbid(
+            weights > 0 && d.mix_weights.iter().sum::<f64>() == 0.0,
+            "data.mix_weights",
+            || "all weights are 0; give one above 0".into(),
+        );
+        r.forbid(d.mix.iter().any(String::is_empty), "data.mix", || {
+            "it lists an empty path; name a dataset or leave it out".into()
+        });
         r.at_least_one("data.loader_threads", d.loader_threads);
         r.at_least_one("data.queue_depth", d.queue_depth);
         r.below_one(

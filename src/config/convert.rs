@@ -6,7 +6,7 @@ use super::error::ConfigError;
 use super::schedule::Schedule;
 use super::schema::{Config, DimsOverride, ExpertVariant, Optimizer, PaligemmaVariant, QAggregation};
 use crate::data::transforms::{ALOHA_DIM, aloha_delta_mask};
-use crate::data::{CameraSpec, DataSpec, NormKind, PromptSource};
+use crate::data::{CameraSpec, DataSpec, NormKind, Place, PromptSource};
 use crate::model::dims::{CAMERAS, CriticDims, PATCH, Pi0Dims, StackDims};
 
 /// Rows of the shipped tokenizer, `assets/tokenizer/tiny_paligemma.model`.
@@ -153,19 +153,21 @@ impl Config {
         self.checkpoint_dir.join(&self.name).join(exp_name)
     }
 
-    /// Folder of the dataset.
+    /// Where the datasets are, at least one.
     ///
     /// # Errors
-    /// [`ConfigError::Missing`] says how to give one, and which one the configuration is for.
-    pub fn dataset_path(&self) -> Result<&Path, ConfigError> {
-        let wanted = match &self.data.repo_id {
-            Some(repo) => format!("give the folder of the LeRobot dataset `{repo}` with --data or in data.path"),
-            None => "give the folder of a LeRobot dataset with --data or in data.path".into(),
+    /// [`ConfigError::Missing`] says how to give one.
+    pub fn datasets(&self) -> Result<Vec<Place>, ConfigError> {
+        let fix =
+            "give the folder or the public name of a LeRobot dataset with --data, or in data.path or data.repo_id";
+        let first = match (&self.data.path, &self.data.repo_id) {
+            (Some(path), _) => Place::Folder(path.clone()),
+            (None, Some(name)) => Place::Name(name.clone()),
+            (None, None) => return Err(self.missing("data.path", fix.into())),
         };
-        self.data
-            .path
-            .as_deref()
-            .ok_or_else(|| self.missing("data.path", wanted))
+        Ok(std::iter::once(first)
+            .chain(self.data.mix.iter().map(|text| Place::of(text)))
+            .collect())
     }
 
     /// The SentencePiece model.

@@ -86,6 +86,7 @@ impl Default for Acrlpd {
             max_grad_norm: 1.0,
             positive_batch_ratio: 0.5,
             enable_batch_ratio_control: true,
+            chain_batches: 1,
             separate_prefixes: false,
             remat: Remat::None,
             freeze: Vec::new(),
@@ -147,6 +148,8 @@ impl Default for Data {
         Data {
             path: None,
             repo_id: None,
+            mix: Vec::new(),
+            mix_weights: Vec::new(),
             default_prompt: None,
             prompt_from_task: false,
             adapt_to_pi: false,

@@ -153,6 +153,8 @@ pub struct Acrlpd {
     /// Share of a batch that starts in successful episodes.
     pub positive_batch_ratio: f64,
     pub enable_batch_ratio_control: bool,
+    /// Consecutive chunks of an episode drawn together; above 1 they share prefixes.
+    pub chain_batches: usize,
     /// Compute a prefix for each loss, as the original does, instead of one for all.
     pub separate_prefixes: bool,
     /// What backward recomputes instead of keeping it.
@@ -212,8 +214,12 @@ pub struct Optimizer {
 pub struct Data {
     /// Folder of a LeRobot dataset.
     pub path: Option<PathBuf>,
-    /// The dataset's public name: says what to download where `path` is missing.
+    /// The dataset's public name, for where there is no `path`.
     pub repo_id: Option<String>,
+    /// Datasets that are mixed with it: folders, or public names.
+    pub mix: Vec<String>,
+    /// How often each is drawn from, the dataset of `path` or `repo_id` first; empty: all frames alike.
+    pub mix_weights: Vec<f64>,
     pub default_prompt: Option<String>,
     pub prompt_from_task: bool,
     pub adapt_to_pi: bool,

@@ -50,6 +50,8 @@ pub struct ChunkBatch {
     pub frame_index: Vec<i64>,
     /// The start frame, counted over the dataset, `[B]`.
     pub index: Vec<i64>,
+    /// The frame of the next observation, counted over the dataset, `[B]`.
+    pub next_index: Vec<i64>,
 }
 
 /// What one camera of the model sees.
@@ -151,6 +153,7 @@ impl BatchBuilder {
             first: e.start,
             count: self.chunk_rule.starts(e),
             positive: e.success,
+            source: self.dataset.source(e.start),
         };
         self.episodes.iter().map(start).collect()
     }
@@ -216,6 +219,7 @@ impl BatchBuilder {
         batch.episode_index.push(episode.index as i64);
         batch.frame_index.push(t as i64);
         batch.index.push(frame as i64);
+        batch.next_index.push(next as i64);
         Ok(())
     }
 
@@ -291,23 +295,33 @@ impl BatchBuilder {
 
     fn push_images(&self, frame: usize, next: usize, batch: &mut ChunkBatch) -> Result<(), DataError> {
         let size = self.spec.image_size;
+        // In a chain of chunks, what one ended with is what the next one begins with: it is decoded once.
+        let chained = batch.next_index.last() == Some(&(frame as i64));
         for (camera, out) in self.spec.cameras.iter().zip(&mut batch.images) {
-            let images = match &camera.dataset {
-                Some(key) => self.dataset.images(key, &[frame, next])?,
-                None => Vec::new(),
-            };
-            let mut images = images.iter();
-            for (pixels, mask) in [
-                (&mut out.current, &mut out.current_mask),
-                (&mut out.next, &mut out.next_mask),
-            ] {
-                let image = images.next();
-                match image {
-                    Some(image) => pixels.extend(resize_with_pad(image, size, size)),
-                    None => pixels.resize(pixels.len() + size * size * 3, 0),
+            let CameraBatch {
+                current, next: after, ..
+            } = out;
+            let present = camera.dataset.is_some();
+            match &camera.dataset {
+                None => {
+                    for pixels in [current, after] {
+                        pixels.resize(pixels.len() + size * size * 3, 0);
+                    }
                 }
-                mask.push(image.is_some());
+                Some(key) if chained => {
+                    current.extend_from_slice(&after[after.len() - size * size * 3..]);
+                    let image = self.dataset.image(key, next)?;
+                    after.extend(resize_with_pad(&image, size, size));
+                }
+                Some(key) => {
+                    let images = self.dataset.images(key, &[frame, next])?;
+                    for (pixels, image) in [current, after].into_iter().zip(&images) {
+                        pixels.extend(resize_with_pad(image, size, size));
+                    }
+                }
             }
+            out.current_mask.push(present);
+            out.next_mask.push(present);
         }
         Ok(())
     }

@@ -52,6 +52,11 @@ pub trait Dataset: Debug + Send + Sync {
 
     /// The file and the row in it that hold `frame`, for messages.
     fn locate(&self, frame: usize) -> (PathBuf, usize);
+
+    /// Which of several mixed datasets `frame` belongs to; 0 in a single one.
+    fn source(&self, _frame: usize) -> usize {
+        0
+    }
 }
 
 /// What a dataset says about itself.

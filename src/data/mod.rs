@@ -5,6 +5,8 @@
 //! | file | what it does |
 //! |---|---|
 //! | [`dataset`] | the [`Dataset`] trait: episodes, numeric columns, task texts, images on demand; [`open`] |
+//! | [`place`], [`hub`] | where datasets are: a folder, or a public name and its caches |
+//! | [`mixed`] | several datasets as one |
 //! | `lerobot/` | LeRobot v2.0 and v2.1 with PNG images in parquet, the format behind the trait today |
 //! | [`spec`] | [`DataSpec`]: every choice a run makes about its data, one plain struct |
 //! | [`labels`] | where an episode ends, whether it succeeded, what each frame is worth |
@@ -18,6 +20,7 @@
 //! | [`split`] | the episodes held out for evaluation |
 //! | [`sampler`] | which frames start the chunks of a step |
 //! | [`loader`] | builds batches in background threads and delivers them in step order |
+//! | [`check`] | what is wrong with a dataset that can be opened |
 //! | [`inspect`] | a summary of a dataset for people |
 //! | [`error`] | [`DataError`] |
 //!
@@ -25,16 +28,20 @@
 //! threads and the step a run resumes from change nothing.
 
 pub mod batch;
+pub mod check;
 pub mod chunks;
 pub mod dataset;
 pub mod error;
+pub mod hub;
 pub mod inspect;
 mod json;
 pub mod labels;
 mod lerobot;
 pub mod loader;
+pub mod mixed;
 pub mod norm_stats;
 mod panics;
+pub mod place;
 pub mod resize;
 pub mod running_stats;
 pub mod sampler;
@@ -50,6 +57,7 @@ pub use error::DataError;
 pub use labels::{EpisodeEnd, RewardMode};
 pub use loader::Loader;
 pub use norm_stats::{NormStats, Stats};
+pub use place::{Place, open_all};
 pub use sampler::{Sampler, StartFrames};
 pub use spec::{CameraSpec, DataSpec, PromptSource};
 pub use split::EpisodeSplit;
