@@ -1,179 +1,21 @@
-//! The LeRobot reader against what the `lerobot` package returns for the same datasets.
+//! What the LeRobot reader makes of layouts, types and pictures. `data_lerobot_truth` compares it with lerobot itself.
 
 mod data_support;
 
 use std::sync::Arc;
 
 use acrlpd::data::inspect::Summary;
-use acrlpd::data::{BatchBuilder, Boundary, FeatureKind, open};
+use acrlpd::data::{FeatureKind, open};
 use arrow_array::types::Float64Type;
 use arrow_array::{FixedSizeListArray, Int16Array, UInt64Array};
 use data_support::synthetic::{self, Recipe};
-use data_support::{Tensors, aloha, aloha_spec, data, identity_stats, json, tokenizer};
+use data_support::{aloha, data, json};
 
 const CAMERAS: [&str; 3] = [
     "observation.images.cam_high",
     "observation.images.cam_left_wrist",
     "observation.images.cam_right_wrist",
 ];
-
-fn truth() -> (Tensors, serde_json::Value) {
-    (
-        Tensors::open(data("truth/aloha_v21_image.safetensors")),
-        json(data("truth/aloha_v21_image.json")),
-    )
-}
-
-fn flags(value: &serde_json::Value) -> Vec<bool> {
-    value.as_array().unwrap().iter().map(|v| v.as_bool().unwrap()).collect()
-}
-
-#[test]
-fn columns_tasks_and_episodes() {
-    let (tensors, truth) = truth();
-    let dataset = aloha();
-    let column = |key: &str| dataset.columns().iter().find(|c| c.key == key).unwrap();
-    for key in ["observation.state", "action", "reward", "next.reward", "timestamp"] {
-        assert_eq!(column(key).values, tensors.f32(&format!("all/{key}")), "{key}");
-    }
-    for key in ["next.done", "next.success"] {
-        let expected: Vec<f32> = tensors.u8(&format!("all/{key}")).into_iter().map(f32::from).collect();
-        assert_eq!(column(key).values, expected, "{key}");
-    }
-    assert_eq!(dataset.columns().len(), 7);
-    let frames = dataset.info().total_frames;
-    assert_eq!(frames as u64, truth["num_frames"].as_u64().unwrap());
-    assert_eq!(tensors.i64("all/index"), (0..frames as i64).collect::<Vec<_>>());
-    let (episodes, offsets) = (tensors.i64("all/episode_index"), tensors.i64("all/frame_index"));
-    let tasks = tensors.i64("all/task_index");
-    for frame in 0..frames {
-        let episode = &dataset.episodes()[episodes[frame] as usize];
-        assert_eq!(frame - episode.start, offsets[frame] as usize);
-        assert_eq!(dataset.task(frame).unwrap(), truth["tasks"][tasks[frame].to_string()]);
-        let (file, row) = dataset.locate(frame);
-        assert!(file.ends_with(format!("data/chunk-000/episode_{:06}.parquet", episode.index)));
-        assert_eq!(row, offsets[frame] as usize);
-    }
-    for (i, episode) in dataset.episodes().iter().enumerate() {
-        assert_eq!(
-            (i as u64, episode.index),
-            (truth["episodes"][i]["episode_index"].as_u64().unwrap(), i)
-        );
-        assert_eq!(episode.start as u64, truth["episode_from"][i].as_u64().unwrap());
-        assert_eq!(
-            (episode.start + episode.length) as u64,
-            truth["episode_to"][i].as_u64().unwrap()
-        );
-        assert_eq!(serde_json::json!(episode.tasks), truth["episodes"][i]["tasks"]);
-        assert_eq!(episode.success, Some(i != 1 && i != 3));
-    }
-    assert_eq!(dataset.info().fps, truth["fps"].as_f64().unwrap());
-}
-
-#[test]
-fn action_windows_and_states_of_all_queries() {
-    let (tensors, truth) = truth();
-    let mut spec = aloha_spec();
-    spec.action_dim = 14;
-    spec.boundary = Boundary::Pad;
-    spec.horizon = truth["horizon"].as_u64().unwrap() as usize;
-    let builder = BatchBuilder::new(aloha(), spec, &identity_stats(14, 14), tokenizer()).unwrap();
-    let queries = truth["queries"].as_array().unwrap();
-    assert_eq!(queries.len(), 24);
-    for query in queries {
-        let index = query["index"].as_u64().unwrap();
-        let batch = builder.build(&[index as usize]).unwrap();
-        assert_eq!(batch.actions, tensors.f32(&format!("q{index}/action")), "q{index}");
-        let states = [batch.state, batch.next_state].concat();
-        assert_eq!(states, tensors.f32(&format!("q{index}/observation.state")), "q{index}");
-        let valid: Vec<bool> = flags(&query["action_is_pad"]).into_iter().map(|pad| !pad).collect();
-        assert_eq!(batch.action_valid, valid, "q{index}");
-        // Past the end means past `next.done`, so the chunk does not bootstrap.
-        for key in ["observation.state"].into_iter().chain(CAMERAS) {
-            let padded = flags(&query[format!("{key}_is_pad")]);
-            assert_eq!((padded[0], padded[1]), (false, batch.mask[0] == 0.0), "q{index} {key}");
-        }
-        assert_eq!(batch.index, [index as i64]);
-        assert_eq!(batch.episode_index[0], query["episode"].as_i64().unwrap());
-        assert_eq!(batch.frame_index[0], query["frame"].as_i64().unwrap());
-        let timestamp = aloha()
-            .columns()
-            .iter()
-            .find(|c| c.key == "timestamp")
-            .unwrap()
-            .row(index as usize)[0];
-        assert_eq!(f64::from(timestamp), query["timestamp"].as_f64().unwrap());
-        assert_eq!(aloha().task(index as usize).unwrap(), query["task"].as_str().unwrap());
-    }
-}
-
-#[test]
-fn pictures_of_all_queries() {
-    let (tensors, truth) = truth();
-    let dataset = aloha();
-    let mut compared = 0;
-    for query in truth["queries"].as_array().unwrap() {
-        let frame = query["index"].as_u64().unwrap() as usize;
-        let episode = &dataset.episodes()[query["episode"].as_u64().unwrap() as usize];
-        let next = (frame + 10).min(episode.start + episode.length - 1);
-        for camera in CAMERAS {
-            let name = format!("q{frame}/{camera}/rgb_pyav");
-            if !tensors.names().contains(&name) {
-                continue;
-            }
-            let expected = tensors.u8(&name);
-            for (expected, frame) in expected.chunks(3 * 72 * 96).zip([frame, next]) {
-                let image = dataset.image(camera, frame).unwrap();
-                assert_eq!((image.height, image.width), (72, 96));
-                let ours: Vec<u8> = (0..3)
-                    .flat_map(|c| image.pixels[c..].iter().step_by(3).copied().collect::<Vec<_>>())
-                    .collect();
-                assert!(ours == expected, "{camera} at {frame}");
-                compared += 1;
-            }
-        }
-    }
-    let available = tensors.names().iter().filter(|n| n.ends_with("rgb_pyav")).count();
-    assert_eq!(compared, 2 * available);
-    assert!(available >= 48);
-}
-
-/// Every picture carries its own number: 8 bits in blocks of 6x6 pixels, the frame at the top, 4 * episode + camera at
-/// the bottom.
-#[test]
-fn every_frame_of_every_camera_is_the_right_one() {
-    let dataset = aloha();
-    for episode in dataset.episodes() {
-        for (c, camera) in CAMERAS.into_iter().enumerate() {
-            for t in 0..episode.length {
-                let image = dataset.image(camera, episode.start + t).unwrap();
-                let number = |y: usize| {
-                    (0..8)
-                        .map(|bit| usize::from(image.pixels[(y * 96 + 6 * bit + 3) * 3] > 127) << bit)
-                        .sum::<usize>()
-                };
-                assert_eq!((number(3), number(72 - 3)), (t, 4 * episode.index + c));
-            }
-        }
-    }
-}
-
-#[test]
-fn v20_reads_like_v21() {
-    let (old, new) = (open(data("aloha_v20_image")).unwrap(), aloha());
-    assert_eq!(old.info().format, "LeRobot v2.0");
-    assert_eq!(new.info().format, "LeRobot v2.1");
-    assert_eq!(old.columns(), new.columns());
-    assert_eq!(old.episodes(), new.episodes());
-    assert_eq!(old.info().features, new.info().features);
-    assert_eq!(old.info().tasks, new.info().tasks);
-    for frame in (0..236).step_by(19) {
-        assert_eq!(old.task(frame).unwrap(), new.task(frame).unwrap());
-        for camera in CAMERAS {
-            assert_eq!(old.image(camera, frame).unwrap(), new.image(camera, frame).unwrap());
-        }
-    }
-}
 
 #[test]
 fn list_layouts_axis_orders_and_row_groups() {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use acrlpd::data::check::{Finding, Settings};
+use acrlpd::data::export::{self, Delta};
 use acrlpd::data::{self, NormStats, Place, inspect::Summary};
 use indicatif::ProgressBar;
 
@@ -22,6 +23,24 @@ pub enum Command {
     },
     /// Find what would spoil a training run: broken numbers, times, pictures, episodes. Exit code 1 if there is anything.
     Check(CheckArgs),
+    /// Raw windows around frames, as safetensors: numbers, padding flags, pictures and the planes of videos.
+    Export {
+        /// Its folder, or its public name.
+        #[arg(value_name = "DIR|NAME")]
+        path: String,
+        /// The frames, numbered over the whole dataset.
+        #[arg(long, value_name = "I,J,…", value_delimiter = ',', required = true)]
+        index: Vec<usize>,
+        /// The frames of a feature (or of all whose names begin with KEY and a dot) relative to each of them, such as
+        /// action=0..9 or observation=0,10; without any, all features at the frame itself.
+        #[arg(long, value_name = "KEY=FRAMES")]
+        delta: Vec<Delta>,
+        /// Add the columns of all frames.
+        #[arg(long)]
+        columns: bool,
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
     /// Compute the normalisation statistics a configuration trains with, as openpi's norm_stats.json.
     NormStats {
         #[command(flatten)]
@@ -64,6 +83,21 @@ pub fn run(command: &Command) -> Outcome {
             } else {
                 print!("{summary}");
             }
+        }
+        Command::Export {
+            path,
+            index,
+            delta,
+            columns,
+            out,
+        } => {
+            let dataset = data::open(Place::of(path).folder()?)?;
+            let mut tensors = export::windows(dataset.as_ref(), index, delta)?;
+            if *columns {
+                tensors.extend(export::columns(dataset.as_ref())?);
+            }
+            export::write(out, &tensors)?;
+            println!("wrote {} ({} tensors)", out.display(), tensors.len());
         }
         Command::NormStats { config, out } => {
             let config = config.load(&[])?;

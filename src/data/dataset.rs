@@ -50,7 +50,24 @@ pub trait Dataset: Debug + Send + Sync {
             })
     }
 
-    /// The file and the row in it that hold `frame`, for messages.
+    /// The pictures of `camera` at `frames` as the video stores them, before their conversion to RGB; `None` if the
+    /// camera is not filmed.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::images`], and a video in another format than YUV 4:2:0 with 8 bits and even sides.
+    fn planes(&self, _camera: &str, _frames: &[usize]) -> Result<Option<Vec<YuvImage>>, DataError> {
+        Ok(None)
+    }
+
+    /// How `camera` was filmed, as its first video says; `None` if it was not filmed.
+    ///
+    /// # Errors
+    /// A video that cannot be opened.
+    fn footage(&self, _camera: &str) -> Result<Option<Footage>, DataError> {
+        Ok(None)
+    }
+
+    /// The file and the row in it that hold the numbers of `frame`, for messages.
     fn locate(&self, frame: usize) -> (PathBuf, usize);
 
     /// Which of several mixed datasets `frame` belongs to; 0 in a single one.
@@ -184,6 +201,29 @@ pub struct RgbImage {
     pub pixels: Vec<u8>,
 }
 
+/// A picture as a video stores it: `planes` is `[3 height / 2, width]`, row-major, Y above, then U, then V at half the
+/// height and width each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct YuvImage {
+    pub height: usize,
+    pub width: usize,
+    pub planes: Vec<u8>,
+}
+
+/// What a video says about itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Footage {
+    /// Such as `h264`.
+    pub codec: String,
+    /// Such as `yuv420p`.
+    pub pixel_format: String,
+    /// In pixels.
+    pub height: usize,
+    pub width: usize,
+    /// Frames per second, on average.
+    pub fps: f64,
+}
+
 /// Opens the dataset in folder `root`, reading all metadata and numbers but no image.
 ///
 /// # Errors
@@ -192,11 +232,11 @@ pub fn open(root: impl AsRef<Path>) -> Result<Arc<dyn Dataset>, DataError> {
     let root = root.as_ref();
     let version = lerobot::codebase_version(root)?;
     match version.as_str() {
-        "v2.0" | "v2.1" => Ok(Arc::new(lerobot::LeRobot::open(root)?)),
+        "v2.0" | "v2.1" | "v3.0" => Ok(Arc::new(lerobot::LeRobot::open(root)?)),
         _ => Err(DataError::UnsupportedVersion {
             path: root.join(lerobot::INFO),
             found: version,
-            supported: "v2.0 and v2.1",
+            supported: "v2.0, v2.1 and v3.0",
         }),
     }
 }

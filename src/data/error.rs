@@ -63,10 +63,10 @@ pub enum DataError {
         supported: &'static str,
     },
     #[error(
-        "`{path}` stores camera `{feature}` as video, but this build reads images in parquet only; export the dataset \
-         with dtype `image`"
+        "`{path}` stores camera `{feature}` as video, but this program was built without FFmpeg; build it with the feature \
+         `video` (which is on by default), or export the dataset with dtype `image`"
     )]
-    Video { path: PathBuf, feature: String },
+    NoVideo { path: PathBuf, feature: String },
     #[error("`{path}` describes feature `{feature}` in a way that cannot be read: {reason}; correct its entry")]
     Feature {
         path: PathBuf,
@@ -90,6 +90,8 @@ pub enum DataError {
         found: usize,
         expected: usize,
     },
+    #[error("`{path}` row {row} cannot be used: {reason}; export the dataset again")]
+    EpisodeRow { path: PathBuf, row: usize, reason: String },
     #[error(
         "`{path}` announces {announced} {what}, but `{counted_in}` holds {counted}; export the dataset again or correct \
          the total"
@@ -105,14 +107,16 @@ pub enum DataError {
     NoFrames { root: PathBuf },
 
     // The tables.
-    #[error("`{path}` cannot be read as parquet: {reason}; copy or export this episode again")]
+    #[error("`{path}` cannot be read as parquet: {reason}; copy or export this file again")]
     Parquet { path: PathBuf, reason: String },
     #[error(
-        "`{path}` holds {found} rows, but its episode is announced with {announced} frames; export this episode again"
+        "`{path}` holds {found} rows, but its {episodes} announced with {announced} frames; export the dataset again"
     )]
-    EpisodeLength {
+    TableLength {
         path: PathBuf,
         found: usize,
+        /// "episode is" or "3 episodes are".
+        episodes: String,
         announced: usize,
     },
     #[error(
@@ -154,10 +158,13 @@ pub enum DataError {
         found: i64,
         expected: i64,
     },
-    #[error(
-        "`{path}` row {row}: task_index {task} is not in `meta/tasks.jsonl`; add the task or export the dataset again"
-    )]
-    UnknownTask { path: PathBuf, row: usize, task: i64 },
+    #[error("`{path}` row {row}: task_index {task} is not in `{tasks}`; add the task or export the dataset again")]
+    UnknownTask {
+        path: PathBuf,
+        row: usize,
+        task: i64,
+        tasks: &'static str,
+    },
     #[error(
         "`{path}` row {row}: `{column}`[{element}] is {value}, which no model can learn from; repair or drop the episode"
     )]
@@ -182,6 +189,15 @@ pub enum DataError {
         "the dataset at `{root}` has no camera `{key}`, only {available}; correct the camera map in the configuration"
     )]
     UnknownCamera {
+        root: PathBuf,
+        key: String,
+        available: String,
+    },
+    #[error(
+        "the dataset at `{root}` has no feature `{key}` and none that begins with `{key}.`, only {available}; correct the \
+         key"
+    )]
+    UnknownFeature {
         root: PathBuf,
         key: String,
         available: String,
@@ -227,6 +243,13 @@ pub enum DataError {
         camera: String,
         found: String,
         expected: String,
+    },
+
+    #[error("`{path}`: the video of `{camera}` {reason}; check its frame rate and length, and copy or export it again")]
+    Video {
+        path: PathBuf,
+        camera: String,
+        reason: String,
     },
 
     // Norm stats, tokenizer, configuration, loader.

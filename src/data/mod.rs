@@ -7,7 +7,8 @@
 //! | [`dataset`] | the [`Dataset`] trait: episodes, numeric columns, task texts, images on demand; [`open`] |
 //! | [`place`], [`hub`] | where datasets are: a folder, or a public name and its caches |
 //! | [`mixed`] | several datasets as one |
-//! | `lerobot/` | LeRobot v2.0 and v2.1 with PNG images in parquet, the format behind the trait today |
+//! | `lerobot/` | LeRobot v2.0, v2.1 and v3.0, the formats behind the trait today |
+//! | `video/` | frames of video files by their time, through FFmpeg |
 //! | [`spec`] | [`DataSpec`]: every choice a run makes about its data, one plain struct |
 //! | [`labels`] | where an episode ends, whether it succeeded, what each frame is worth |
 //! | [`chunks`] | an action chunk: eligible starts, discounted reward, bootstrap discount, masks and weights |
@@ -22,6 +23,7 @@
 //! | [`loader`] | builds batches in background threads and delivers them in step order |
 //! | [`check`] | what is wrong with a dataset that can be opened |
 //! | [`inspect`] | a summary of a dataset for people |
+//! | [`export`] | raw windows of a dataset as safetensors |
 //! | [`error`] | [`DataError`] |
 //!
 //! Every batch is a pure function of (dataset, [`DataSpec`], norm stats, tokenizer, seed, step): the number of loader
@@ -32,6 +34,7 @@ pub mod check;
 pub mod chunks;
 pub mod dataset;
 pub mod error;
+pub mod export;
 pub mod hub;
 pub mod inspect;
 mod json;
@@ -49,10 +52,11 @@ pub mod spec;
 pub mod split;
 pub mod tokenizer;
 pub mod transforms;
+mod video;
 
 pub use batch::{BatchBuilder, CameraBatch, ChunkBatch};
 pub use chunks::Boundary;
-pub use dataset::{Column, Dataset, DatasetInfo, Episode, Feature, FeatureKind, RgbImage, open};
+pub use dataset::{Column, Dataset, DatasetInfo, Episode, Feature, FeatureKind, Footage, RgbImage, YuvImage, open};
 pub use error::DataError;
 pub use labels::{EpisodeEnd, RewardMode};
 pub use loader::Loader;

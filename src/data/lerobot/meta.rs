@@ -1,29 +1,50 @@
-//! `meta/`: info.json, tasks.jsonl, episodes.jsonl.
+//! `meta/info.json`, and what the other files of that folder say in both layouts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::super::dataset::{DatasetInfo, Episode, Feature, FeatureKind};
-use super::template::Template;
+use super::layout::{Clip, Film, Layout, Table};
+use super::template::{self, Names, Template};
+use super::{v2, v3};
+use crate::data::video::Videos;
 use crate::data::{DataError, json};
 
 /// Where info.json lies in a dataset, in all LeRobot versions.
 pub(in crate::data) const INFO: &str = "meta/info.json";
 const ROLE: &str = "the description of a dataset";
-const TASKS: &str = "meta/tasks.jsonl";
-const EPISODES: &str = "meta/episodes.jsonl";
+/// The column that says when a frame was recorded, in seconds since its episode began.
+pub(super) const TIMESTAMP: &str = "timestamp";
 
-/// What the three files say.
+/// What the folder says.
 #[derive(Debug)]
 pub(super) struct Meta {
     pub info: DatasetInfo,
     /// With `success` still unknown: only the tables tell.
     pub episodes: Vec<Episode>,
-    /// `task_index` of each text in `info.tasks`, ascending.
-    pub task_indices: Vec<i64>,
-    pub data_path: Template,
+    pub tasks: Tasks,
+    pub layout: Layout,
+}
+
+/// The list of tasks.
+#[derive(Debug)]
+pub(super) struct Tasks {
+    /// Where it lies in the dataset.
+    pub file: &'static str,
+    /// `task_index` of each text, ascending.
+    pub indices: Vec<i64>,
+    pub texts: Vec<String>,
+}
+
+/// The list of episodes.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    pub episodes: Vec<Episode>,
+    pub tables: Vec<Table>,
+    /// For each filmed camera, its clips.
+    pub clips: Vec<Vec<Clip>>,
 }
 
 /// The version alone, so that an unsupported one is reported as such and not by the first field it lacks.
@@ -55,26 +76,13 @@ struct InfoFile {
     chunks_size: usize,
     fps: f64,
     data_path: String,
+    video_path: Option<String>,
     features: Map<String, Value>,
 }
 
 /// LeRobot's `DEFAULT_CHUNK_SIZE`.
 fn default_chunks_size() -> usize {
     1000
-}
-
-#[derive(Deserialize)]
-struct TaskLine {
-    task_index: i64,
-    task: String,
-}
-
-#[derive(Deserialize)]
-struct EpisodeLine {
-    episode_index: usize,
-    #[serde(default)]
-    tasks: Vec<String>,
-    length: usize,
 }
 
 impl Meta {
@@ -87,77 +95,124 @@ impl Meta {
         if file.chunks_size == 0 {
             return Err(field(&path, "chunks_size", 0, "a chunk holds at least one episode"));
         }
-        let data_path = Template::parse(&file.data_path, file.chunks_size)
-            .map_err(|reason| field(&path, "data_path", &file.data_path, &reason))?;
+        let third = file.codebase_version == "v3.0";
+        let (data, video) = if third {
+            (v3::DATA, v3::VIDEO)
+        } else {
+            (v2::DATA, v2::VIDEO)
+        };
         let features = file
             .features
             .iter()
             .map(|(key, v)| feature(&path, key, v))
             .collect::<Result<Vec<_>, _>>()?;
-
-        let mut tasks: Vec<(usize, TaskLine)> = json::lines(&root.join(TASKS), "the list of tasks")?;
-        tasks.sort_by_key(|(_, t)| t.task_index);
-        let episodes = episodes(&root.join(EPISODES))?;
-        let total_frames = episodes.last().map_or(0, |e| e.start.saturating_add(e.length));
-        for (what, announced, counted) in [
-            ("episodes", file.total_episodes, episodes.len()),
-            ("frames", file.total_frames, total_frames),
-        ] {
-            if announced != counted {
-                return Err(DataError::Totals {
-                    path,
-                    what,
-                    announced,
-                    counted_in: root.join(EPISODES),
-                    counted,
-                });
-            }
-        }
+        let films = films(&path, &file, &features, video)?;
+        let cameras: Vec<&str> = films.iter().map(|(camera, _)| *camera).collect();
+        let (tasks, listed, counted_in) = if third {
+            (v3::tasks(root)?, v3::episodes(root, &cameras)?, v3::EPISODES)
+        } else {
+            let listed = v2::episodes(root, file.chunks_size, cameras.len())?;
+            (v2::tasks(root)?, listed, v2::EPISODES)
+        };
+        let total_frames = file.check_totals(&path, &listed.episodes, root.join(counted_in))?;
         if total_frames == 0 {
             return Err(DataError::NoFrames { root: root.to_owned() });
         }
-        let (task_indices, tasks) = tasks.into_iter().map(|(_, t)| (t.task_index, t.task)).unzip();
+        let layout = Layout {
+            root: root.to_owned(),
+            data_path: template(&path, "data_path", &file.data_path, data)?,
+            tables: listed.tables,
+            films: films
+                .into_iter()
+                .zip(listed.clips)
+                .map(|((camera, path), clips)| Film {
+                    camera: camera.to_owned(),
+                    path,
+                    clips,
+                })
+                .collect(),
+        };
         let info = DatasetInfo {
             root: root.to_owned(),
             format: format!("LeRobot {}", file.codebase_version),
             robot_type: file.robot_type,
             fps: file.fps,
             features,
-            tasks,
+            tasks: tasks.texts.clone(),
             total_frames,
         };
         Ok(Meta {
             info,
-            episodes,
-            task_indices,
-            data_path,
+            episodes: listed.episodes,
+            tasks,
+            layout,
         })
     }
 }
 
-fn episodes(path: &Path) -> Result<Vec<Episode>, DataError> {
-    let mut start = 0;
-    let mut episodes = Vec::new();
-    for (line, e) in json::lines::<EpisodeLine>(path, "the list of episodes")? {
-        let expected = episodes.len();
-        if e.episode_index != expected {
-            return Err(DataError::EpisodeGap {
-                path: path.to_owned(),
-                line,
-                found: e.episode_index,
-                expected,
-            });
+impl InfoFile {
+    /// The number of frames; the totals agree with the list of episodes.
+    fn check_totals(&self, path: &Path, episodes: &[Episode], counted_in: PathBuf) -> Result<usize, DataError> {
+        let total_frames = episodes.last().map_or(0, |e| e.start.saturating_add(e.length));
+        for (what, announced, counted) in [
+            ("episodes", self.total_episodes, episodes.len()),
+            ("frames", self.total_frames, total_frames),
+        ] {
+            if announced != counted {
+                return Err(DataError::Totals {
+                    path: path.to_owned(),
+                    what,
+                    announced,
+                    counted_in,
+                    counted,
+                });
+            }
         }
-        episodes.push(Episode {
-            index: expected,
-            start,
-            length: e.length,
-            tasks: e.tasks,
-            success: None,
-        });
-        start = start.saturating_add(e.length);
+        Ok(total_frames)
     }
-    Ok(episodes)
+}
+
+/// The cameras that are filmed, and the pattern of their files.
+fn films<'a>(
+    path: &Path,
+    file: &InfoFile,
+    features: &'a [Feature],
+    names: Names,
+) -> Result<Vec<(&'a str, Template)>, DataError> {
+    let filmed: Vec<&Feature> = features.iter().filter(|f| f.dtype == "video").collect();
+    let Some(first) = filmed.first() else {
+        return Ok(Vec::new());
+    };
+    if !Videos::AVAILABLE {
+        return Err(DataError::NoVideo {
+            path: path.to_owned(),
+            feature: first.key.clone(),
+        });
+    }
+    let wrong = |feature: &Feature, reason: &str| DataError::Feature {
+        path: path.to_owned(),
+        feature: feature.key.clone(),
+        reason: reason.to_owned(),
+    };
+    let pattern = file.video_path.as_deref();
+    let pattern = pattern.ok_or_else(|| wrong(first, "it is a video, but there is no `video_path`"))?;
+    let timed = |f: &Feature| f.key == TIMESTAMP && f.kind == FeatureKind::Vector { width: 1 };
+    if !features.iter().any(timed) {
+        let reason = "it is a video, but no feature `timestamp` says when its frames were recorded";
+        return Err(wrong(first, reason));
+    }
+    if let Some(outside) = filmed.iter().find(|f| !template::stays_inside(Path::new(&f.key))) {
+        return Err(wrong(
+            outside,
+            "the file of a camera of this name would lie out of the dataset",
+        ));
+    }
+    let template = template(path, "video_path", pattern, names)?;
+    Ok(filmed.iter().map(|f| (f.key.as_str(), template.clone())).collect())
+}
+
+fn template(path: &Path, name: &'static str, pattern: &str, names: Names) -> Result<Template, DataError> {
+    Template::parse(pattern, names).map_err(|reason| field(path, name, pattern, &reason))
 }
 
 fn feature(path: &Path, key: &str, value: &Value) -> Result<Feature, DataError> {
@@ -174,13 +229,7 @@ fn feature(path: &Path, key: &str, value: &Value) -> Result<Feature, DataError> 
     };
     let Entry { dtype, shape, names } = Entry::deserialize(value).map_err(|e| wrong(e.to_string()))?;
     let kind = match (dtype.as_str(), shape.as_slice()) {
-        ("video", _) => {
-            return Err(DataError::Video {
-                path: path.to_owned(),
-                feature: key.to_owned(),
-            });
-        }
-        ("image", _) => image_kind(&shape, names.as_ref()).map_err(wrong)?,
+        ("image" | "video", _) => image_kind(&shape, names.as_ref()).map_err(wrong)?,
         ("string", _) => FeatureKind::Other,
         (_, []) => FeatureKind::Vector { width: 1 },
         (_, [0]) => return Err(wrong("its shape says that it is empty".to_owned())),
