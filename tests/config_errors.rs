@@ -452,7 +452,7 @@ fn contradictions_of_several_lines() {
     let text = "[data]\nprompt_from_task = true\nadapt_to_pi = true\n[qchunking]\naction_dim = 7\n";
     let message = Config::parse(text, "bad.toml").unwrap_err().to_string();
     assert!(
-        message.contains("line 3: `data.adapt_to_pi`") && message.contains("action_dim is 7"),
+        message.contains("line 3: `data.transforms`") && message.contains("action_dim is 7"),
         "{message}"
     );
     let message = Config::parse("", "bad.toml").unwrap_err().to_string();

@@ -138,7 +138,7 @@ fn presets_have_the_published_values() {
             "{name}"
         );
         assert!(
-            !c.data.adapt_to_pi && c.data.path.is_none() && c.model.weights.is_none(),
+            c.data.transforms.is_empty() && c.data.path.is_none() && c.model.weights.is_none(),
             "{name}"
         );
         assert_eq!(

@@ -6,7 +6,6 @@ use super::notes::{Note, What};
 use super::range::Range;
 use super::schema::{Config, ExpertVariant, Optimizer, PaligemmaVariant, Part};
 use super::source::is_address;
-use crate::data::transforms::ALOHA_DIM;
 use crate::model::critic_networks::Network;
 use crate::model::dims::PATCH;
 
@@ -283,13 +282,27 @@ impl Config {
             "data.default_prompt",
             || "there is no prompt; give one, or set data.prompt_from_task = true".into(),
         );
-        r.forbid(d.adapt_to_pi && real != ALOHA_DIM, "data.adapt_to_pi", || {
-            format!("it converts ALOHA's {ALOHA_DIM} coordinates, but qchunking.action_dim is {real}; set it to false")
-        });
-        for (key, feature) in [("data.state_key", &d.state_key), ("data.action_key", &d.action_key)] {
-            r.forbid(feature.is_empty(), key, || {
-                "it must name a feature of the dataset".into()
+        for (i, transform) in d.transforms.iter().enumerate() {
+            let (name, width) = (transform.name(), transform.width().unwrap_or(real));
+            r.forbid(width != real, "data.transforms", || {
+                format!("`{name}` is for {width} coordinates, but qchunking.action_dim is {real}; take it out")
             });
+            r.forbid(d.transforms[..i].contains(transform), "data.transforms", || {
+                format!("it names `{name}` twice; keep one")
+            });
+        }
+        if let Some(runs) = &d.delta_mask {
+            let width = runs.iter().fold(0u64, |sum, n| sum.saturating_add(n.unsigned_abs()));
+            r.forbid(width > real as u64, "data.delta_mask", || {
+                format!("it speaks of {width} coordinates, but qchunking.action_dim is {real}; shorten it")
+            });
+        }
+        for (key, parts) in [("data.state_key", &d.state_key), ("data.action_key", &d.action_key)] {
+            r.forbid(
+                parts.0.is_empty() || parts.0.iter().any(|p| p.feature.is_empty()),
+                key,
+                || "it must name a feature of the dataset".into(),
+            );
         }
         r.ranges.push(("data.mix_weights".into(), Range::NotNegative));
         let (weights, datasets) = (d.mix_weights.len(), 1 + d.mix.len());

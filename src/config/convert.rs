@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use super::error::ConfigError;
 use super::schedule::Schedule;
 use super::schema::{Config, DimsOverride, ExpertVariant, Optimizer, PaligemmaVariant, QAggregation};
-use crate::data::transforms::{ALOHA_DIM, aloha_delta_mask};
+use crate::data::aloha::{ALOHA_DELTAS, ALOHA_DIM};
+use crate::data::transforms::mask;
 use crate::data::{CameraSpec, DataSpec, NormKind, Place, PromptSource};
 use crate::model::dims::{CAMERAS, CriticDims, PATCH, Pi0Dims, StackDims};
 
@@ -87,8 +88,11 @@ impl Config {
             terminal_reward: q.terminal_reward as f32,
             reward_scale: q.reward_scale as f32,
             default_success: d.default_success,
-            adapt_to_pi: d.adapt_to_pi,
-            delta_mask: d.use_delta_joint_actions.then(|| delta_mask(q.action_dim)),
+            transforms: d.transforms.clone(),
+            delta_mask: d.use_delta_joint_actions.then(|| match &d.delta_mask {
+                Some(runs) => mask(runs, q.action_dim),
+                None => delta_mask(q.action_dim),
+            }),
             norm: d.norm.unwrap_or(if self.model.pi05 {
                 NormKind::Quantile
             } else {
@@ -170,12 +174,12 @@ impl Config {
             .collect())
     }
 
-    /// The SentencePiece model.
+    /// The tokenizer, of either form.
     ///
     /// # Errors
     /// [`ConfigError::Missing`] says how to give one.
     pub fn tokenizer_path(&self) -> Result<&Path, ConfigError> {
-        let fix = "set it to the path of PaliGemma's `paligemma_tokenizer.model`";
+        let fix = "set it to the path of PaliGemma's `paligemma_tokenizer.model` or `tokenizer.json`";
         self.data
             .tokenizer
             .as_deref()
@@ -235,7 +239,7 @@ fn tiny(action_horizon: usize, pi05: bool) -> Pi0Dims {
 /// ALOHA has a gripper at the end of each arm; any other robot one at the end (openpi's libero and DROID policies).
 fn delta_mask(action_dim: usize) -> Vec<bool> {
     if action_dim == ALOHA_DIM {
-        aloha_delta_mask()
+        mask(&ALOHA_DELTAS, action_dim)
     } else {
         vec![true; action_dim.saturating_sub(1)]
     }

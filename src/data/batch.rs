@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::chunks::ChunkRule;
 use super::labels::{self, EpisodeLabels};
+use super::repack::Vector;
 use super::resize::resize_with_pad;
 use super::sampler::StartFrames;
 use super::transforms::{DataTransforms, Normalizer, pad_into};
@@ -92,8 +93,8 @@ pub struct BatchBuilder {
     normalize_state: Normalizer,
     normalize_actions: Normalizer,
     chunk_rule: ChunkRule,
-    state_column: usize,
-    action_column: usize,
+    state_vector: Vector,
+    action_vector: Vector,
 }
 
 impl BatchBuilder {
@@ -108,18 +109,17 @@ impl BatchBuilder {
         stats: &NormStats,
         tokenizer: PromptTokenizer,
     ) -> Result<Self, DataError> {
-        let (state_column, action_column) = spec.check(dataset.as_ref())?;
-        let width = |column: usize| dataset.columns()[column].width;
-        let normalize_state = Normalizer::new(&stats.state, spec.norm, "state", width(state_column))?;
-        let normalize_actions = Normalizer::new(&stats.actions, spec.norm, "actions", width(action_column))?;
+        let (state_vector, action_vector) = spec.check(dataset.as_ref())?;
+        let normalize_state = Normalizer::new(&stats.state, spec.norm, "state", state_vector.width())?;
+        let normalize_actions = Normalizer::new(&stats.actions, spec.norm, "actions", action_vector.width())?;
         let episodes = labels::label(dataset.as_ref(), &spec)?;
         let builder = BatchBuilder {
             transforms: DataTransforms::of(&spec),
             chunk_rule: spec.chunk_rule(),
             normalize_state,
             normalize_actions,
-            state_column,
-            action_column,
+            state_vector,
+            action_vector,
             episodes,
             dataset,
             spec,
@@ -275,20 +275,19 @@ impl BatchBuilder {
 
     /// The state of a frame after the data transforms, not yet normalised.
     fn state(&self, frame: usize) -> Vec<f64> {
-        let row = self.dataset.columns()[self.state_column].row(frame);
-        let mut state: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
+        let mut state: Vec<f64> = self.state_vector.row(self.dataset.columns(), frame).collect();
         self.transforms.state(&mut state);
         state
     }
 
     /// The normalised actions from `frame` on, `[H, real_action_dim]`, never beyond frame `last`.
     fn actions(&self, frame: usize, last: usize, state: &[f64]) -> Vec<f64> {
-        let column = &self.dataset.columns()[self.action_column];
-        let rows = (0..self.spec.horizon).flat_map(|h| column.row((frame + h).min(last)));
-        let mut actions: Vec<f64> = rows.map(|v| f64::from(*v)).collect();
-        self.transforms.actions(&mut actions, column.width, state);
+        let (columns, width) = (self.dataset.columns(), self.action_vector.width());
+        let row = |h: usize| self.action_vector.row(columns, (frame + h).min(last));
+        let mut actions: Vec<f64> = (0..self.spec.horizon).flat_map(row).collect();
+        self.transforms.actions(&mut actions, width, state);
         actions
-            .chunks_exact_mut(column.width)
+            .chunks_exact_mut(width)
             .for_each(|a| self.normalize_actions.normalize(a));
         actions
     }

@@ -14,7 +14,6 @@
 use serde::Serialize;
 
 use super::dataset::{Column, Dataset, Episode};
-use super::running_stats::RunningStats;
 
 /// Seconds that a timestamp may be off, lerobot's `tolerance_s`.
 const TOLERANCE: f64 = 1e-4;
@@ -120,24 +119,23 @@ fn values(dataset: &dyn Dataset, column: &Column, reach: f64, found: &mut Findin
                 .step_by(column.width)
                 .map(|v| f64::from(*v))
         };
-        let finite: Vec<f64> = all().filter(|v| v.is_finite()).collect();
-        let mut stats = RunningStats::new(1);
-        stats.update(&finite);
-        let stats = stats.finish();
-        let (std, key) = (stats.std[0], &column.key);
-        let largest = finite.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        if std <= FLAT * largest.max(1.0) {
-            found.add(
-                "spread",
-                None,
-                format!("`{key}`[{i}] hardly changes: its standard deviation is {std:.1e}"),
-            );
+        let mut finite: Vec<f64> = all().filter(|v| v.is_finite()).collect();
+        if finite.is_empty() {
             continue;
         }
-        let (Some(low), Some(high)) = (stats.q01, stats.q99) else {
+        finite.sort_by(f64::total_cmp);
+        let n = finite.len() as f64;
+        let mean = finite.iter().sum::<f64>() / n;
+        let std = (finite.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n).sqrt();
+        let (key, largest) = (&column.key, finite.iter().fold(0.0f64, |m, v| m.max(v.abs())));
+        if std <= FLAT * largest.max(1.0) {
+            let what = format!("`{key}`[{i}] hardly changes: its standard deviation is {std:.1e}");
+            found.add("spread", None, what);
             continue;
-        };
-        let (low, high) = (low[0], high[0]);
+        }
+        // Not from a histogram, whose bins a single wild value would stretch.
+        let quantile = |q: f64| finite[((n - 1.0) * q) as usize];
+        let (low, high) = (quantile(0.01), quantile(0.99));
         let margin = reach * (high - low);
         let outside = |v: &f64| v.is_finite() && !(low - margin..=high + margin).contains(v);
         let count = all().filter(outside).count();

@@ -257,7 +257,10 @@ pub enum DataError {
     StatsFile { path: PathBuf, key: String, reason: String },
     #[error("norm stats `{key}` cannot be used: {reason}; compute them again for this dataset and configuration")]
     Stats { key: &'static str, reason: String },
-    #[error("`{path}` is not a usable SentencePiece model: {reason}; give PaliGemma's `paligemma_tokenizer.model`")]
+    #[error(
+        "`{path}` is not a usable tokenizer: {reason}; give PaliGemma's `paligemma_tokenizer.model` or its \
+         `tokenizer.json`"
+    )]
     Tokenizer { path: PathBuf, reason: String },
     #[error(
         "`{path}` has {ids} pieces, but the model embeds fewer (model.dims.vocab = {vocab}); give the tokenizer that the \

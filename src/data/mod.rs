@@ -12,7 +12,9 @@
 //! | [`spec`] | [`DataSpec`]: every choice a run makes about its data, one plain struct |
 //! | [`labels`] | where an episode ends, whether it succeeded, what each frame is worth |
 //! | [`chunks`] | an action chunk: eligible starts, discounted reward, bootstrap discount, masks and weights |
-//! | [`transforms`] | ALOHA joint space, delta actions, normalisation, padding, pixel range |
+//! | [`repack`] | which features, or parts of them, make up state and action |
+//! | [`transforms`] | the robot's own transforms, delta actions, normalisation, padding, pixel range; and back |
+//! | [`aloha`] | ALOHA's joints and grippers in π₀'s space, one of the robot's own |
 //! | [`norm_stats`] | `norm_stats.json`: read, write, compute |
 //! | [`running_stats`] | mean, standard deviation and quantiles of a stream of vectors |
 //! | [`tokenizer`] | the prompt as token ids, π₀ and π₀.₅ forms |
@@ -29,6 +31,7 @@
 //! Every batch is a pure function of (dataset, [`DataSpec`], norm stats, tokenizer, seed, step): the number of loader
 //! threads and the step a run resumes from change nothing.
 
+pub mod aloha;
 pub mod batch;
 pub mod check;
 pub mod chunks;
@@ -45,6 +48,7 @@ pub mod mixed;
 pub mod norm_stats;
 mod panics;
 pub mod place;
+pub mod repack;
 pub mod resize;
 pub mod running_stats;
 pub mod sampler;
@@ -62,6 +66,7 @@ pub use labels::{EpisodeEnd, RewardMode};
 pub use loader::Loader;
 pub use norm_stats::{NormStats, Stats};
 pub use place::{Place, open_all};
+pub use repack::Parts;
 pub use sampler::{Sampler, StartFrames};
 pub use spec::{CameraSpec, DataSpec, PromptSource};
 pub use split::EpisodeSplit;
