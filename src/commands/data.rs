@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use acrlpd::data::check::{Finding, Settings};
 use acrlpd::data::export::{self, Delta};
-use acrlpd::data::{self, NormStats, Place, inspect::Summary};
+use acrlpd::data::{self, Column, DataError, NormStats, Place, histograms, inspect::Summary, sheet};
+use acrlpd::files;
+use anyhow::Context;
 use indicatif::ProgressBar;
 
 use super::Outcome;
@@ -17,6 +19,18 @@ pub enum Command {
         /// Its folder, or its public name.
         #[arg(value_name = "DIR|NAME")]
         path: String,
+        /// Write the pictures of one episode as a contact sheet, a PNG.
+        #[arg(long, value_name = "FILE")]
+        contact_sheet: Option<PathBuf>,
+        /// The episode on it.
+        #[arg(long, value_name = "N", default_value_t = 0, requires = "contact_sheet")]
+        episode: usize,
+        /// Write a histogram of each coordinate of a feature, an SVG.
+        #[arg(long, value_name = "FILE")]
+        histograms: Option<PathBuf>,
+        /// The feature they are of.
+        #[arg(long, value_name = "KEY", default_value = "action", requires = "histograms")]
+        of: String,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -76,8 +90,32 @@ pub struct CheckArgs {
 pub fn run(command: &Command) -> Outcome {
     match command {
         Command::Check(args) => return check(args),
-        Command::Inspect { path, json } => {
-            let summary = Summary::of(data::open(Place::of(path).folder()?)?.as_ref())?;
+        Command::Inspect {
+            path,
+            contact_sheet,
+            episode,
+            histograms,
+            of,
+            json,
+        } => {
+            let dataset = data::open(Place::of(path).folder()?)?;
+            if let Some(file) = contact_sheet {
+                let count = dataset.episodes().len();
+                let chosen = dataset.episodes().get(*episode);
+                let chosen = chosen.with_context(|| {
+                    format!(
+                        "--episode {episode} does not exist: there are {count}; give one from 0 to {}",
+                        count - 1
+                    )
+                })?;
+                let picture = sheet::png(&sheet::sheet(dataset.as_ref(), chosen)?)?;
+                files::replace(file, &picture).map_err(DataError::File)?;
+            }
+            if let Some(file) = histograms {
+                let column = &dataset.columns()[Column::find(dataset.as_ref(), of)?];
+                files::replace(file, histograms::svg(column).as_bytes()).map_err(DataError::File)?;
+            }
+            let summary = Summary::of(dataset.as_ref())?;
             if *json {
                 println!("{}", serde_json::to_string_pretty(&summary)?);
             } else {

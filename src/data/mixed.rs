@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::DataError;
-use super::dataset::{Column, Dataset, DatasetInfo, Episode, Feature, FeatureKind, RgbImage};
+use super::dataset::{Column, Dataset, DatasetInfo, Episode, Feature, FeatureKind, Footage, RgbImage, YuvImage};
 use super::labels::{DONE_KEYS, REWARD_KEYS, SUCCESS_KEYS};
 
 /// Datasets laid end to end.
@@ -170,6 +170,23 @@ impl Dataset for Mixed {
             images.extend(self.parts[part].dataset.images(camera, &inside)?);
         }
         Ok(images)
+    }
+
+    fn planes(&self, camera: &str, frames: &[usize]) -> Result<Option<Vec<YuvImage>>, DataError> {
+        let mut all = Vec::with_capacity(frames.len());
+        for frame in frames {
+            self.check(*frame)?;
+            let (part, inside) = self.part(*frame);
+            match self.parts[part].dataset.planes(camera, &[inside])? {
+                Some(planes) => all.extend(planes),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    fn footage(&self, camera: &str) -> Result<Option<Footage>, DataError> {
+        self.parts[0].dataset.footage(camera)
     }
 
     fn locate(&self, frame: usize) -> (PathBuf, usize) {

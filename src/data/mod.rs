@@ -24,7 +24,7 @@
 //! | [`sampler`] | which frames start the chunks of a step |
 //! | [`loader`] | builds batches in background threads and delivers them in step order |
 //! | [`check`] | what is wrong with a dataset that can be opened |
-//! | [`inspect`] | a summary of a dataset for people |
+//! | [`inspect`], [`sheet`], [`histograms`] | a summary of a dataset for people, pictures of an episode, spread of values |
 //! | [`export`] | raw windows of a dataset as safetensors |
 //! | [`error`] | [`DataError`] |
 //!
@@ -38,6 +38,7 @@ pub mod chunks;
 pub mod dataset;
 pub mod error;
 pub mod export;
+pub mod histograms;
 pub mod hub;
 pub mod inspect;
 mod json;
@@ -52,6 +53,7 @@ pub mod repack;
 pub mod resize;
 pub mod running_stats;
 pub mod sampler;
+pub mod sheet;
 pub mod spec;
 pub mod split;
 pub mod tokenizer;
