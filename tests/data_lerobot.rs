@@ -297,6 +297,12 @@ fn the_summary_tells_what_is_there() {
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
+    #[cfg(feature = "video")]
+    {
+        let summary = Summary::of(open(data("aloha_v30_hevc")).unwrap().as_ref()).unwrap();
+        let filmed = "(96x72 pixels, hevc, yuv420p, 50 frames/s)";
+        assert_eq!(summary.to_string().matches(filmed).count(), 3, "{summary}");
+    }
     let value = serde_json::to_value(&summary).unwrap();
     assert_eq!(value["total_frames"], 236);
     assert_eq!(value["features"].as_array().unwrap().len(), 14);

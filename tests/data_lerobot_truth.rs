@@ -4,11 +4,13 @@ mod data_support;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 
 use acrlpd::data::export::{self, Tensor};
 use acrlpd::data::{BatchBuilder, Boundary, Dataset, open};
 use data_support::{aloha_spec, asset, data, identity_stats, tokenizer};
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -86,6 +88,73 @@ fn columns_and_windows_of_all_queries() {
         ours.extend(export::columns(dataset.as_ref()).unwrap());
         compare(name, &truth, &ours);
     }
+}
+
+/// `acrlpd data export` with these arguments, and what it says.
+fn command(arguments: &[&str]) -> (Option<i32>, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_acrlpd"))
+        .args(["data", "export"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    (out.status.code(), String::from_utf8(out.stderr).unwrap())
+}
+
+#[test]
+fn the_command_writes_these_tensors() {
+    let name = sets().last().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (path, out) = (folder(name), dir.path().join("out.safetensors"));
+    let (path, out) = (path.to_str().unwrap(), out.to_str().unwrap());
+    let truth = truth(name);
+    let indices: Vec<String> = truth["queries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|q| q["index"].to_string())
+        .collect();
+    let index = format!("--index={}", indices.join(","));
+    let deltas = ["--delta=action=0..9", "--delta=observation=0,10"];
+    assert_eq!(
+        command(&[&[path, &index, "--out", out, "--columns"][..], &deltas].concat()),
+        (Some(0), String::new())
+    );
+    let bytes = std::fs::read(out).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<Tensor> = file
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| Tensor {
+            name,
+            dtype: view.dtype(),
+            shape: view.shape().to_vec(),
+            data: view.data().to_vec(),
+        })
+        .collect();
+    compare(name, &truth, &tensors);
+
+    let other = dir.path().join("other.safetensors");
+    let other = other.to_str().unwrap();
+    for (arguments, code, word) in [
+        (["--index=236", "--delta=action=0"], 3, "frame 236 does not exist"),
+        (["--index=0", "--delta=act=0"], 3, "no feature `act`"),
+        (["--index=0", "--delta=action=9..0"], 2, "first to last"),
+        (["--index=x", "--delta=action=0"], 2, "invalid digit"),
+    ] {
+        let (found, message) = command(&[&[path, "--out", other][..], &arguments].concat());
+        assert_eq!(found, Some(code), "{message}");
+        assert!(message.contains(word), "{message}");
+    }
+    let twice = ["--delta=action=0", "--delta=action=1"];
+    let (code, message) = command(&[&[path, "--out", other, "--index=0"][..], &twice].concat());
+    assert!(
+        code == Some(3) && message.contains("`action` is asked for twice"),
+        "{message}"
+    );
+    assert!(
+        std::fs::read_dir(dir.path()).unwrap().count() == 1,
+        "nothing half written"
+    );
 }
 
 /// A batch of training holds the same windows as lerobot's loader.

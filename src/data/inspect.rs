@@ -1,10 +1,11 @@
 //! A summary of a dataset for people, and as data for programs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-use super::dataset::{Column, DatasetInfo, Feature, FeatureKind};
+use super::dataset::{Column, DatasetInfo, Feature, FeatureKind, Footage};
 use super::labels::{DONE_KEYS, REWARD_KEYS, SUCCESS_KEYS};
 use super::{DataError, Dataset};
 
@@ -16,6 +17,8 @@ pub struct Summary {
     pub episodes: usize,
     /// Keys of the image features.
     pub cameras: Vec<String>,
+    /// How the filmed ones among them were filmed.
+    pub footage: BTreeMap<String, Footage>,
     /// Frames of the shortest episode.
     pub shortest: usize,
     /// Frames of the median episode (the lower one of an even number).
@@ -52,8 +55,10 @@ impl Summary {
     /// Pictures that cannot be read.
     pub fn of(dataset: &dyn Dataset) -> Result<Self, DataError> {
         let (info, episodes, columns) = (dataset.info(), dataset.episodes(), dataset.columns());
+        let mut footage = BTreeMap::new();
         for camera in info.cameras() {
             dataset.image(camera, 0)?;
+            footage.extend(dataset.footage(camera)?.map(|footage| (camera.to_owned(), footage)));
         }
         let mut lengths: Vec<usize> = episodes.iter().map(|e| e.length).collect();
         lengths.sort_unstable();
@@ -67,6 +72,7 @@ impl Summary {
             info: info.clone(),
             episodes: episodes.len(),
             cameras: info.cameras().map(str::to_owned).collect(),
+            footage,
             shortest: at(0),
             median: at(lengths.len().saturating_sub(1) / 2),
             longest: at(lengths.len().saturating_sub(1)),
@@ -158,8 +164,19 @@ impl fmt::Display for Summary {
             kind,
         } in &info.features
         {
+            let film = self.footage.get(key).map(|film| {
+                let Footage {
+                    codec,
+                    pixel_format,
+                    fps,
+                    ..
+                } = film;
+                format!(", {codec}, {pixel_format}, {fps} frames/s")
+            });
             let note = match kind {
-                FeatureKind::Image { height, width } => format!("  ({width}x{height} pixels)"),
+                FeatureKind::Image { height, width } => {
+                    format!("  ({width}x{height} pixels{})", film.unwrap_or_default())
+                }
                 FeatureKind::Vector { .. } => String::new(),
                 FeatureKind::Other => "  (not read)".to_owned(),
             };

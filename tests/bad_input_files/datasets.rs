@@ -82,11 +82,22 @@ const ROWS: &[Row] = &[
         &["cannot read `data/meta/info.json`", "UTF-8"],
     ),
     row(
-        "version 3",
+        "version 4",
+        |dir| info(dir, "v2.1", "v4.0"),
+        "TRAIN",
+        3,
+        &["info.json`", "codebase_version `v4.0`", "v2.0, v2.1 and v3.0"],
+    ),
+    row(
+        "files of version 2, announced as version 3",
         |dir| info(dir, "v2.1", "v3.0"),
         "TRAIN",
         3,
-        &["info.json`", "codebase_version `v3.0`", "v2.0 and v2.1"],
+        &[
+            "info.json`",
+            "`data_path`",
+            "`{episode_chunk}` is neither `chunk_index`",
+        ],
     ),
     row(
         "no fps",
@@ -121,7 +132,10 @@ const ROWS: &[Row] = &[
         |dir| info(dir, "\"dtype\": \"image\"", "\"dtype\": \"video\""),
         INSPECT,
         3,
-        &["info.json`", "`observation.images.cam_high` as video"],
+        match cfg!(feature = "video") {
+            true => &["info.json`", "`observation.images.cam_high`", "no `video_path`"],
+            false => &["info.json`", "`observation.images.cam_high` as video", "without FFmpeg"],
+        },
     ),
     row(
         "a camera is missing",

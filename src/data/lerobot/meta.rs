@@ -106,6 +106,7 @@ impl Meta {
             .iter()
             .map(|(key, v)| feature(&path, key, v))
             .collect::<Result<Vec<_>, _>>()?;
+        let data_path = template(&path, "data_path", &file.data_path, data)?;
         let films = films(&path, &file, &features, video)?;
         let cameras: Vec<&str> = films.iter().map(|(camera, _)| *camera).collect();
         let (tasks, listed, counted_in) = if third {
@@ -120,7 +121,7 @@ impl Meta {
         }
         let layout = Layout {
             root: root.to_owned(),
-            data_path: template(&path, "data_path", &file.data_path, data)?,
+            data_path,
             tables: listed.tables,
             films: films
                 .into_iter()

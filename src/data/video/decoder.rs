@@ -5,13 +5,15 @@
 //! that is shown too late; the frames shown before it refer to pictures that are not there. Therefore the packet the
 //! search has landed on is looked at before anything is decoded, and the search goes back until it fits.
 
+use std::ffi::CString;
 use std::fmt::Display;
 use std::path::Path;
+use std::ptr;
 use std::sync::Once;
 
 use ffmpeg_next as ff;
 
-use ff::codec::decoder::{self, Check};
+use ff::codec::decoder::{self, Check, Decoder as Unopened};
 use ff::codec::discard::Discard;
 use ff::codec::threading;
 use ff::ffi;
@@ -34,7 +36,6 @@ pub(super) struct Decoder {
     /// Seconds of a tick, the unit of all times here.
     tick: f64,
     codec: decoder::Video,
-    footage: Footage,
     /// The packet read last.
     packet: Packet,
     /// Whether it still has to be decoded.
@@ -54,40 +55,15 @@ pub(super) struct Decoder {
 impl Decoder {
     /// Opens a file that exists. Errors, here and below, are the rest of a sentence that begins with "the video".
     pub(super) fn open(path: &Path) -> Result<Decoder, String> {
-        static QUIET: Once = Once::new();
-        QUIET.call_once(|| ff::log::set_level(ff::log::Level::Quiet));
-        let text = path
-            .to_str()
-            .ok_or("has a path that is not UTF-8, which FFmpeg does not open")?;
-        let failed = |e: Error| format!("cannot be opened: {e}");
-        // "file:" keeps FFmpeg from taking the beginning of a path for a protocol.
-        let mut input = ff::format::input(&format!("file:{text}")).map_err(failed)?;
-        let stream = input.streams().best(media::Type::Video).ok_or("has no pictures")?;
-        let (index, tick) = (stream.index(), f64::from(stream.time_base()));
-        if !(tick > 0.0) {
-            return Err("does not say how long its frames last".to_owned());
-        }
-        let mut context = ff::codec::Context::from_parameters(stream.parameters()).map_err(failed)?;
-        let fps = f64::from(stream.avg_frame_rate());
-        context.set_threading(threading::Config {
-            count: 1,
-            ..Default::default()
-        });
-        let mut codec = context.decoder();
+        let mut input = open_header(path)?;
+        let (stream, tick, mut codec) = decoder(&input)?;
         codec.check(Check::EXPLODE);
-        let codec = codec.video().map_err(failed)?;
+        let codec = codec.video().map_err(cannot_open)?;
         // SAFETY: the streams belong to `input`, which is alive and not used elsewhere.
-        unsafe { discard_others(&mut input, index) };
+        unsafe { discard_others(&mut input, stream) };
         Ok(Decoder {
-            footage: Footage {
-                codec: codec.id().name().to_owned(),
-                pixel_format: codec.format().descriptor().map_or("unknown", |d| d.name()).to_owned(),
-                height: codec.height() as usize,
-                width: codec.width() as usize,
-                fps,
-            },
             input,
-            stream: index,
+            stream,
             tick,
             codec,
             packet: Packet::empty(),
@@ -99,10 +75,6 @@ impl Decoder {
             landed: (i64::MIN, i64::MIN),
             to_rgb: ToRgb::default(),
         })
-    }
-
-    pub(super) fn footage(&self) -> Footage {
-        self.footage.clone()
     }
 
     /// The picture at `time` seconds, of `size` height and width.
@@ -261,6 +233,64 @@ impl Decoder {
             }
         }
     }
+}
+
+/// What a file that exists says about itself.
+pub(super) fn footage(path: &Path) -> Result<Footage, String> {
+    let mut input = open_header(path)?;
+    // SAFETY: the input is alive and ours. This looks at the first frames, for what the header need not tell.
+    unsafe { ffi::avformat_find_stream_info(input.as_mut_ptr(), ptr::null_mut()) };
+    let (stream, _, codec) = decoder(&input)?;
+    let codec = codec.video().map_err(cannot_open)?;
+    let fps = input
+        .stream(stream)
+        .map_or(0.0, |stream| f64::from(stream.avg_frame_rate()));
+    Ok(Footage {
+        codec: codec.id().name().to_owned(),
+        pixel_format: codec.format().descriptor().map_or("unknown", |d| d.name()).to_owned(),
+        height: codec.height() as usize,
+        width: codec.width() as usize,
+        fps,
+    })
+}
+
+fn cannot_open(error: Error) -> String {
+    format!("cannot be opened: {error}")
+}
+
+/// Opens a file and reads its header. The wrapper's own function also decodes the first frames of every stream, which
+/// takes longer than finding one frame.
+fn open_header(path: &Path) -> Result<Input, String> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| ff::log::set_level(ff::log::Level::Quiet));
+    let text = path
+        .to_str()
+        .ok_or("has a path that is not UTF-8, which FFmpeg does not open")?;
+    // "file:" keeps FFmpeg from taking the beginning of a path for a protocol.
+    let url = CString::new(format!("file:{text}")).map_err(|_| "has a path with a zero byte")?;
+    let mut input = ptr::null_mut();
+    // SAFETY: `url` lives as long as the call, and what it puts into `input` belongs to the wrapper from then on.
+    unsafe {
+        match ffi::avformat_open_input(&mut input, url.as_ptr(), ptr::null(), ptr::null_mut()) {
+            0 => Ok(Input::wrap(input)),
+            code => Err(cannot_open(Error::from(code))),
+        }
+    }
+}
+
+/// The stream with pictures, the seconds of its tick, and a decoder for it with one thread.
+fn decoder(input: &Input) -> Result<(usize, f64, Unopened), String> {
+    let stream = input.streams().best(media::Type::Video).ok_or("has no pictures")?;
+    let tick = f64::from(stream.time_base());
+    if tick.is_nan() || tick <= 0.0 {
+        return Err("does not say how long its frames last".to_owned());
+    }
+    let mut context = ff::codec::Context::from_parameters(stream.parameters()).map_err(cannot_open)?;
+    context.set_threading(threading::Config {
+        count: 1,
+        ..Default::default()
+    });
+    Ok((stream.index(), tick, context.decoder()))
 }
 
 /// Why a frame was not found.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::Failure;
-use super::decoder::Decoder;
+use super::decoder::{self, Decoder};
 use crate::data::{Footage, RgbImage, YuvImage};
 
 /// Decoders kept open while nobody uses them. One for 640x480 pixels holds some megabytes, and opening one takes as
@@ -59,7 +59,8 @@ impl Videos {
 
     /// What the file says about itself.
     pub(in crate::data) fn footage(&self, path: &Path) -> Result<Footage, Failure> {
-        self.with(path, |decoder| Ok(decoder.footage()))
+        File::open(path).map_err(Failure::Read)?;
+        decoder::footage(path).map_err(Failure::Film)
     }
 
     /// Calls `f` with a decoder of the file. One that fails is not used again.
