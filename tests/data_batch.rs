@@ -144,6 +144,25 @@ fn norm_stats_describe_every_action_of_every_chunk() {
     }
 }
 
+/// `truth/norm_stats_numpy.json` is what `norm_stats_numpy.py` beside it prints.
+#[test]
+fn norm_stats_are_numpys() {
+    let mut spec = pi_spec();
+    spec.horizon = 5;
+    let stats = NormStats::compute(aloha().as_ref(), &spec, |_, _| ()).unwrap();
+    let expected = json(data("truth/norm_stats_numpy.json"));
+    for (key, ours) in [("state", &stats.state), ("actions", &stats.actions)] {
+        let numpy = |name: &str| -> Vec<f64> { serde_json::from_value(expected[key][name].clone()).unwrap() };
+        assert!(distance(ours.mean.clone(), numpy("mean")) < 1e-6, "{key}");
+        assert!(distance(ours.std.clone(), numpy("std")) < 1e-6, "{key}");
+        for (name, ours) in [("q01", &ours.q01), ("q99", &ours.q99)] {
+            for ((ours, exact), range) in ours.iter().flatten().zip(numpy(name)).zip(numpy("range")) {
+                assert!((exact - ours).abs() <= range / 5000.0 + 1e-9, "{key} {name}: {ours} {exact}");
+            }
+        }
+    }
+}
+
 #[test]
 fn norm_stats_of_raw_numbers_are_lerobots() {
     let mut spec = aloha_spec();

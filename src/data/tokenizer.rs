@@ -115,10 +115,10 @@ impl PromptTokenizer {
         };
         let mut tokens = vec![self.bos];
         for part in parts {
-            let ids = self.pieces.encode(&part, IN_TEXT);
-            let ids = ids.map_err(|e| DataError::Prompt {
+            let ids = caught(|| self.pieces.encode(&part, IN_TEXT).map_err(|e| e.to_string()));
+            let ids = ids.and_then(|ids| ids).map_err(|reason| DataError::Prompt {
                 prompt: text.to_owned(),
-                reason: e.to_string(),
+                reason,
             })?;
             tokens.extend(ids.into_iter().map(|id| id as i32));
         }
