@@ -16,6 +16,8 @@ pub enum CheckpointError {
     NoWeights { path: PathBuf, reason: String },
     #[error("`{path}` is not a whole safetensors file: {reason}; copy or download it again")]
     Safetensors { path: PathBuf, reason: String },
+    #[error("`{path}` cannot be read as part of an Orbax checkpoint: {reason}; copy or download it again")]
+    Orbax { path: PathBuf, reason: String },
     #[error("`{path}` says that `{tensor}` is in `{shard}`, but {reason}; copy or download the shards again")]
     Shard {
         path: PathBuf,
@@ -31,6 +33,11 @@ pub enum CheckpointError {
         tensor: String,
         expected: Vec<usize>,
     },
+    #[error(
+        "`{path}` does not fit the model: {problems}; give weights of the model that the config describes, or make the \
+         sizes in [model] agree"
+    )]
+    Unfit { path: PathBuf, problems: String },
     #[error(
         "`{path}` holds {found}, but the config describes {wanted} (`{tensor}`); set model.pi05 = {fix}, or give other \
          weights"
