@@ -164,8 +164,8 @@ fn everything_that_is_wrong_is_listed_at_once() {
                 }
             }
         }
-        t.get_mut("state_proj.bias").unwrap().0 = vec![1, 48];
-        t.get_mut("action_in_proj.bias").unwrap().0 = vec![1, 48];
+        t.get_mut("state_proj.bias").unwrap().0 = vec![1, 32];
+        t.get_mut("action_in_proj.bias").unwrap().0 = vec![1, 32];
         t.insert("normalize_inputs.mean".into(), (vec![1], vec![0.0]));
     });
     let message = error(&path, false);
@@ -175,7 +175,7 @@ fn everything_that_is_wrong_is_listed_at_once() {
     );
     assert_eq!(message.matches("vision_model.encoder").count(), 10, "{message}");
     assert!(
-        message.contains(", …); 2 tensors are of another shape (`action_in_proj.bias` is [1, 48], not [48]"),
+        message.contains(", …); 2 tensors are of another shape (`action_in_proj.bias` is [1, 32], not [32]"),
         "{message}"
     );
     assert!(

@@ -65,6 +65,14 @@ pub enum CheckpointError {
         tensor: String,
         found: String,
     },
+    #[error(
+        "`{path}` cannot be written: `{tensor}` has the value {value}, which float16 cannot hold; use bfloat16 or float32"
+    )]
+    TooLarge { path: PathBuf, tensor: String, value: f32 },
+    #[error("`{path}` is there already; give another path, or remove it first")]
+    Exists { path: PathBuf },
+    #[error("`{path}` {reason}")]
+    NotPi0 { path: PathBuf, reason: String },
     #[error("`{path}` cannot be written as planned: {reason}; this is a defect of the program, please report it")]
     Plan { path: PathBuf, reason: String },
     #[error("step {step} could not be saved: {reason}")]

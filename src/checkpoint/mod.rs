@@ -30,12 +30,15 @@
 pub mod background;
 mod channel;
 pub mod commit;
+pub mod convert;
 mod error;
 mod fit;
+mod infer;
 pub mod inspect;
 pub mod jax;
 mod manifest;
 mod names;
+pub mod norms;
 pub mod orbax;
 pub mod resume;
 mod shards;

@@ -24,7 +24,8 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Whether a folder holds a model as other programs save it.
 pub(super) fn is_model(folder: &Path) -> bool {
-    [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file())
+    let file = [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file());
+    file || orbax::locate(folder).is_ok_and(|found| found.is_some())
 }
 
 /// The tensors of one safetensors file, of the shards of one model, or of an Orbax checkpoint. None of the files may
