@@ -190,7 +190,7 @@ fn run(dir: &Path, step: u64) -> PathBuf {
     let table = tables::pi0(&tiny(false));
     let plain = read_plain(golden_weights(false));
     let mut config = Config::load("debug").unwrap();
-    config.model.dims.vocab = 512;
+    config.model.dims.vocab = Some(512);
     config.set("seed", &step.to_string()).unwrap();
     let mut draft = begin(dir, RunState::now(step, step, "debug")).unwrap();
     for (name, scale) in [(state::PARAMS, 1.0), (state::EMA, 0.5)] {
@@ -237,7 +237,7 @@ fn the_program_exports_and_imports() {
     );
     assert_eq!(values(&dir.path().join("a"), false), scaled(0.5));
     let config = Config::load("debug").unwrap();
-    let dataset = config.dataset_path().unwrap().file_name().unwrap().to_owned();
+    let dataset = config.data.path.as_ref().unwrap().file_name().unwrap().to_owned();
     assert!(
         dir.path()
             .join("a/assets")
