@@ -2,6 +2,7 @@
 
 use acrlpd::config::presets::PRESETS;
 use acrlpd::config::{Config, FOREIGN};
+use acrlpd::data::Place;
 
 /// (text of the debug preset, what it becomes, a text in the line that the message must name, the message's words).
 /// An empty line to name means the one that was changed.
@@ -451,7 +452,7 @@ fn contradictions_of_several_lines() {
     let text = "[data]\nprompt_from_task = true\nadapt_to_pi = true\n[qchunking]\naction_dim = 7\n";
     let message = Config::parse(text, "bad.toml").unwrap_err().to_string();
     assert!(
-        message.contains("line 3: `data.adapt_to_pi`") && message.contains("action_dim is 7"),
+        message.contains("line 3: `data.transforms`") && message.contains("action_dim is 7"),
         "{message}"
     );
     let message = Config::parse("", "bad.toml").unwrap_err().to_string();
@@ -504,17 +505,10 @@ fn files_and_names_that_do_not_exist() {
 }
 
 #[test]
-fn what_a_run_needs_is_asked_for_with_the_name_of_the_dataset() {
+fn what_a_run_needs_is_asked_for() {
     let mut config = Config::load("rl_libero").unwrap();
-    let message = config.dataset_path().unwrap_err().to_string();
-    assert!(
-        message.contains("rl_libero has no data.path") || message.contains("`rl_libero` has no data.path"),
-        "{message}"
-    );
-    assert!(
-        message.contains("`physical-intelligence/libero`") && message.contains("--data"),
-        "{message}"
-    );
+    let name = "physical-intelligence/libero".to_owned();
+    assert_eq!(config.datasets().unwrap(), [Place::Name(name)]);
     assert!(
         config
             .tokenizer_path()
@@ -523,11 +517,9 @@ fn what_a_run_needs_is_asked_for_with_the_name_of_the_dataset() {
             .contains("paligemma_tokenizer.model")
     );
     config.data.repo_id = None;
+    let message = config.datasets().unwrap_err().to_string();
     assert!(
-        config
-            .dataset_path()
-            .unwrap_err()
-            .to_string()
-            .contains("LeRobot dataset with --data")
+        message.contains("`rl_libero` has no data.path") && message.contains("with --data"),
+        "{message}"
     );
 }

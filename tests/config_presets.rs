@@ -138,7 +138,7 @@ fn presets_have_the_published_values() {
             "{name}"
         );
         assert!(
-            !c.data.adapt_to_pi && c.data.path.is_none() && c.model.weights.is_none(),
+            c.data.transforms.is_empty() && c.data.path.is_none() && c.model.weights.is_none(),
             "{name}"
         );
         assert_eq!(
@@ -167,7 +167,7 @@ fn the_debug_preset_has_every_mechanism_on_and_fits_the_shipped_assets() {
         (CriticLoss::Huber, ActorObjective::BestOfN)
     );
 
-    let dataset = data::open(c.dataset_path().unwrap()).unwrap();
+    let dataset = data::open_all(&c.datasets().unwrap()).unwrap();
     let spec = c.data_spec();
     spec.check(&*dataset).unwrap();
     let tokenizer = PromptTokenizer::from_file(c.tokenizer_path().unwrap()).unwrap();

@@ -290,7 +290,7 @@ fn a_read_that_goes_away_is_noticed() {
         ("config/convert.rs", "q.terminal_reward", "qchunking.terminal_reward"),
         ("config/convert.rs", "q.reward_scale", "qchunking.reward_scale"),
         ("config/convert.rs", "self.vision_mlp", "model.dims.vision_mlp"),
-        ("config/convert.rs", "d.adapt_to_pi", "data.adapt_to_pi"),
+        ("config/convert.rs", "d.transforms", "data.transforms"),
         ("train/recipe.rs", "a.huber_delta", "acrlpd.huber_delta"),
         ("train/recipe.rs", "chosen.eps", "optimizer.critic.eps"),
         (

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use acrlpd::data::inspect::Summary;
-use acrlpd::data::{BatchBuilder, DataError, DataSpec, NormStats, PromptSource, PromptTokenizer, open};
+use acrlpd::data::transforms::Kind;
+use acrlpd::data::{BatchBuilder, DataError, DataSpec, NormStats, Parts, PromptSource, PromptTokenizer, open};
 use arrow_array::types::Float32Type;
 use arrow_array::{ArrayRef, BinaryArray, Int64Array, ListArray, StringArray, StructArray};
 use arrow_schema::{DataType, Field};
@@ -34,7 +35,7 @@ fn toy_spec() -> DataSpec {
     spec.cameras.truncate(2);
     spec.cameras[0].dataset = Some("cam_a".to_owned());
     spec.cameras[1].dataset = Some("cam_b".to_owned());
-    spec.state_key = "state".to_owned();
+    spec.state_key = Parts::feature("state");
     spec.action_dim = 4;
     spec.real_action_dim = ACTION;
     spec.horizon = 3;
@@ -410,20 +411,26 @@ fn settings_that_do_not_fit() {
             |s| s.real_action_dim = 3,
             &["`qchunking.action_dim`", "it is 3, but `action` is 2 wide"],
         ),
-        (|s| s.action_dim = 2, &["`state_key`", "3 wide, but the model takes 2"]),
         (
-            |s| s.adapt_to_pi = true,
-            &["`adapt_to_pi`", "14 numbers, but `state` is 3 wide"],
+            |s| s.action_dim = 2,
+            &["`data.state_key`", "3 wide, but the model takes 2"],
+        ),
+        (
+            |s| s.transforms = vec![Kind::Aloha],
+            &["`data.transforms`", "`aloha` is for 14 numbers, but `state` is 3 wide"],
         ),
         (
             |s| s.delta_mask = Some(vec![true; 3]),
-            &["`delta_mask`", "3 entries", "share only 2"],
+            &["`data.delta_mask`", "3 entries", "share only 2"],
         ),
         (
-            |s| s.state_key = "observation.state".to_owned(),
+            |s| s.state_key = Parts::feature("observation.state"),
             &["no numeric feature `observation.state`, only `state`"],
         ),
-        (|s| s.action_key = "note".to_owned(), &["no numeric feature `note`"]),
+        (
+            |s| s.action_key = Parts::feature("note"),
+            &["no numeric feature `note`"],
+        ),
         (
             |s| s.cameras[0].dataset = Some("state".to_owned()),
             &["no camera `state`, only `cam_a`, `cam_b`"],
@@ -551,17 +558,9 @@ fn broken_tokenizers() {
         &["cannot read", "tokenizer.model", "the tokenizer"],
     );
     fs::write(&path, b"{\"model\": {\"type\": \"BPE\"}}").unwrap();
-    check(
-        "JSON",
-        &error(),
-        &["tokenizer.model` is not a usable SentencePiece model"],
-    );
+    check("JSON", &error(), &["tokenizer.model` is not a usable tokenizer"]);
     fs::write(&path, b"").unwrap();
-    check(
-        "empty",
-        &error(),
-        &["tokenizer.model` is not a usable SentencePiece model"],
-    );
+    check("empty", &error(), &["tokenizer.model` is not a usable tokenizer"]);
 }
 
 /// Replaces `count` bytes at pseudo-random places.

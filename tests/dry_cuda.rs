@@ -111,6 +111,7 @@ fn full_batch(dims: &Pi0Dims, critic: &CriticDims, candidates: usize) -> MicroBa
     MicroBatch {
         current: observations.clone(),
         next: observations,
+        next_is: vec![None; b],
         actions: vec![0.0; b * chunk],
         action_valid: vec![1.0; b * dims.action_horizon],
         reward: vec![0.0; b],

@@ -115,6 +115,16 @@ fn manifests() {
 }
 
 #[test]
+fn tokenizers() {
+    run("tokenizer");
+}
+
+#[test]
+fn norm_stats() {
+    run("norm_stats");
+}
+
+#[test]
 fn safetensors() {
     run("safetensors");
 }

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use acrlpd::checkpoint::{self, Weights, state};
 use acrlpd::config::Config;
+use acrlpd::data::transforms::Normalizer;
+use acrlpd::data::{DataError, NormKind, NormStats, PromptTokenizer};
 use acrlpd::model::tables;
 use acrlpd::report::{Run, render};
 use acrlpd::train::metrics::Log;
@@ -19,11 +21,13 @@ use xxhash_rust::xxh3::xxh3_64;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 7] = [
     ("config", config),
     ("metrics", metrics),
     ("manifest", manifest),
     ("safetensors", safetensors),
+    ("tokenizer", tokenizer),
+    ("norm_stats", norm_stats),
     ("dataset", dataset),
 ];
 
@@ -187,6 +191,65 @@ pub fn dataset(data: &[u8]) {
         }
         assert!(dataset.locate(frames - 1).0.starts_with(&root));
     });
+}
+
+/// A tokenizer, SentencePiece or JSON: prompts in both forms.
+pub fn tokenizer(data: &[u8]) {
+    const LEN: usize = 48;
+    FOLDER.with(|folder| {
+        let path = folder.path().join("tokenizer");
+        fs::write(&path, data).expect("written");
+        let Some(tokenizer) = accepted(PromptTokenizer::from_file(&path)) else {
+            return;
+        };
+        for (text, state) in [
+            ("fold the  box", None),
+            ("\u{e9}\u{2581}<bos>\n 7", Some(&[-0.5, 2.0][..])),
+            ("", None),
+        ] {
+            let Some(prompt) = accepted(tokenizer.prompt(text, state, LEN)) else {
+                continue;
+            };
+            assert_eq!((prompt.tokens.len(), prompt.mask.len()), (LEN, LEN));
+            let embedded = |token: &i32| usize::try_from(*token).is_ok_and(|token| token < tokenizer.ids());
+            assert!(prompt.tokens.iter().all(embedded), "{:?}", prompt.tokens);
+        }
+    });
+}
+
+/// Norm stats: what is accepted makes normalisers with finite numbers, and survives its file.
+pub fn norm_stats(data: &[u8]) {
+    FOLDER.with(|folder| {
+        let path = folder.path().join("norm_stats.json");
+        fs::write(&path, data).expect("written");
+        let Some(stats) = accepted(NormStats::read(&path)) else {
+            return;
+        };
+        for stats in [&stats.state, &stats.actions] {
+            let width = stats.mean.len();
+            for kind in [NormKind::ZScore, NormKind::Quantile] {
+                let Some(normalizer) = accepted(Normalizer::new(stats, kind, "state", width)) else {
+                    continue;
+                };
+                let mut x = vec![1.0; width];
+                normalizer.normalize(&mut x);
+                normalizer.unnormalize(&mut x);
+                assert!(x.iter().all(|x| x.is_finite()), "{x:?}");
+            }
+        }
+        stats.write(&path).expect("written");
+        assert_eq!(NormStats::read(&path).expect("what was written can be read"), stats);
+    });
+}
+
+/// The value, or nothing and an error of one line.
+fn accepted<T>(answer: Result<T, DataError>) -> Option<T> {
+    let error = match answer {
+        Ok(value) => return Some(value),
+        Err(error) => error.to_string(),
+    };
+    assert!(!error.contains('\n'), "{error}");
+    None
 }
 
 /// Before and after the first zero byte.

@@ -16,6 +16,8 @@ pub enum CheckpointError {
     NoWeights { path: PathBuf, reason: String },
     #[error("`{path}` is not a whole safetensors file: {reason}; copy or download it again")]
     Safetensors { path: PathBuf, reason: String },
+    #[error("`{path}` cannot be read as part of an Orbax checkpoint: {reason}; copy or download it again")]
+    Orbax { path: PathBuf, reason: String },
     #[error("`{path}` says that `{tensor}` is in `{shard}`, but {reason}; copy or download the shards again")]
     Shard {
         path: PathBuf,
@@ -31,6 +33,11 @@ pub enum CheckpointError {
         tensor: String,
         expected: Vec<usize>,
     },
+    #[error(
+        "`{path}` does not fit the model: {problems}; give weights of the model that the config describes, or make the \
+         sizes in [model] agree"
+    )]
+    Unfit { path: PathBuf, problems: String },
     #[error(
         "`{path}` holds {found}, but the config describes {wanted} (`{tensor}`); set model.pi05 = {fix}, or give other \
          weights"
@@ -58,6 +65,14 @@ pub enum CheckpointError {
         tensor: String,
         found: String,
     },
+    #[error(
+        "`{path}` cannot be written: `{tensor}` has the value {value}, which float16 cannot hold; use bfloat16 or float32"
+    )]
+    TooLarge { path: PathBuf, tensor: String, value: f32 },
+    #[error("`{path}` is there already; give another path, or remove it first")]
+    Exists { path: PathBuf },
+    #[error("`{path}` {reason}")]
+    NotPi0 { path: PathBuf, reason: String },
     #[error("`{path}` cannot be written as planned: {reason}; this is a defect of the program, please report it")]
     Plan { path: PathBuf, reason: String },
     #[error("step {step} could not be saved: {reason}")]

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::error::Result;
-use super::manifest::{MANIFEST, Manifest};
-use super::resume::{resolve, step_of, steps};
+use super::manifest::Manifest;
+use super::norms::is_ours;
+use super::resume::resolve;
 use super::state::RunState;
-use super::weights::{self, Weights};
+use super::weights::Weights;
 
 /// What is in a path.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -53,10 +54,7 @@ pub struct TensorSummary {
 /// # Errors
 /// Paths that are none of these, and weights that cannot be opened.
 pub fn inspect(path: &Path) -> Result<Summary> {
-    // Steps of other programs are numbered folders too, but with weights in them under a usual name.
-    let numbered = step_of(path).is_some() && !weights::is_model(path);
-    let ours = path.join(MANIFEST).is_file() || numbered || !steps(path)?.is_empty();
-    if path.is_dir() && ours {
+    if is_ours(path)? {
         checkpoint(&resolve(path)?)
     } else {
         Ok(bare(&Weights::open(path)?))

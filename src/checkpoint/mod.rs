@@ -30,10 +30,18 @@
 pub mod background;
 mod channel;
 pub mod commit;
+pub mod convert;
 mod error;
+mod fit;
+mod infer;
 pub mod inspect;
+pub mod jax;
 mod manifest;
+mod names;
+pub mod norms;
+pub mod orbax;
 pub mod resume;
+mod shards;
 pub mod state;
 pub mod weights;
 pub mod writer;

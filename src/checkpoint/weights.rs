@@ -1,55 +1,59 @@
 //! Reading weights by name, one tensor at a time.
 //!
 //! Files are mapped, not read: a tensor is copied out, widened to f32, when it is asked for. Names are those of an
-//! openpi PyTorch checkpoint; three variations of such files are understood: a `model.` in front of every name (saved
-//! from a wrapping module), the prompt embedding under the name of the tied output layer, and weights divided into
-//! shards.
+//! openpi PyTorch checkpoint; what other programs call them is in `names`, and where they are in a checkpoint of the
+//! JAX model is in [`jax`].
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use safetensors::Dtype;
 
 use super::error::{CheckpointError, Result};
+use super::jax::{self, Origin};
+use super::names::{self, EMBEDDING, TIED};
+use super::orbax::{self, Orbax};
 use super::state;
-use crate::files;
-use crate::model::params::{ParamTable, ParamTensor};
+use crate::model::params::ParamTensor;
 
-const EMBEDDING: &str = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight";
-/// PaliGemma's output layer shares the embedding's numbers, and some checkpoints store them under its name only.
-const TIED_EMBEDDING: &str = "paligemma_with_expert.paligemma.lm_head.weight";
-/// What `torch.save` of a module inside another one puts in front of every name.
-const WRAPPER: &str = "model.";
-
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Whether a folder holds a model as other programs save it.
 pub(super) fn is_model(folder: &Path) -> bool {
-    [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file())
+    let file = [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file());
+    file || orbax::locate(folder).is_ok_and(|found| found.is_some())
 }
 
-/// The tensors of one safetensors file, or of the shards of one model. None of the files may change while this lives.
-#[derive(Debug)]
+/// The tensors of one safetensors file, of the shards of one model, or of an Orbax checkpoint. None of the files may
+/// change while this lives.
+#[derive(Debug, Default)]
 pub struct Weights {
     root: PathBuf,
-    files: Vec<(PathBuf, Mmap)>,
-    tensors: BTreeMap<String, Stored>,
+    pub(super) files: Vec<(PathBuf, Mmap)>,
+    arrays: Option<Orbax>,
+    pub(super) tensors: BTreeMap<String, Stored>,
+    /// What openpi calls a tensor, and what it is called here.
+    names: HashMap<String, String>,
 }
 
-/// Where a tensor lies.
+/// Type and shape of a tensor, and where it lies.
 #[derive(Clone, Debug)]
-struct Stored {
-    file: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Range<usize>,
+pub(super) struct Stored {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub(super) place: Place,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// Bytes of a file.
+    File { file: usize, bytes: Range<usize> },
+    /// In the array at `path`; `order` is the array's number.
+    Array { path: String, order: usize, origin: Origin },
 }
 
 /// Name, type, shape and size of a stored tensor.
@@ -61,146 +65,81 @@ pub struct TensorInfo<'a> {
     pub bytes: u64,
 }
 
-/// The part of an index of shards that matters.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-/// Number of keys of a JSON object, the same ones counted as often as they occur.
-struct Entries(usize);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Entries, D::Error> {
-        struct Count;
-        impl<'de> Visitor<'de> for Count {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-                let mut count = 0;
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
-                    count += 1;
-                }
-                Ok(Entries(count))
-            }
-        }
-        deserializer.deserialize_map(Count)
-    }
+/// A tensor of `elements` takes these bytes.
+fn bytes_of(dtype: Dtype, elements: usize) -> u64 {
+    (elements * dtype.bitsize() / 8) as u64
 }
 
 impl Weights {
     /// Opens a `.safetensors` file, a folder with `model.safetensors`, a folder with `model.safetensors.index.json` and
-    /// its shards, or a checkpoint of ours (its `params.safetensors`).
+    /// its shards, a checkpoint of ours (its `params.safetensors`), or an Orbax checkpoint of the JAX model (its
+    /// `params`, a step, or all steps: the newest).
     ///
     /// # Errors
-    /// Files that are missing, cut short or not safetensors, and shards that do not hold what the index says.
+    /// Files that are missing, cut short or in no format that can be read, and shards that do not hold what the index
+    /// says.
     pub fn open(path: impl AsRef<Path>) -> Result<Weights> {
         let path = path.as_ref();
+        let mut weights = Weights::found(path)?;
+        weights.root = path.to_owned();
+        for stored in weights.tensors.keys() {
+            let name = names::openpi(stored);
+            if name == stored.as_str() || !weights.names.contains_key(&*name) {
+                weights.names.insert(name.into_owned(), stored.clone());
+            }
+        }
+        Ok(weights)
+    }
+
+    fn found(path: &Path) -> Result<Weights> {
         if !path.is_dir() {
-            return Weights::single(path, path);
+            return Weights::single(path);
         }
         for name in [SINGLE, state::PARAMS] {
             let file = path.join(name);
             if file.is_file() {
-                return Weights::single(path, &file);
+                return Weights::single(&file);
             }
         }
         if path.join(INDEX).is_file() {
             return Weights::sharded(path);
         }
-        let orbax = ["_METADATA", "manifest.ocdbt", "params"]
-            .iter()
-            .any(|name| path.join(name).exists());
-        let reason = if orbax {
-            "it looks like a JAX checkpoint (Orbax), which has to be converted to PyTorch first".into()
-        } else {
-            format!("neither {SINGLE} nor {INDEX} is in it")
-        };
-        let path = path.to_owned();
-        Err(CheckpointError::NoWeights { path, reason })
+        if let Some(folder) = orbax::locate(path)? {
+            return Weights::of_arrays(Orbax::open(&folder)?);
+        }
+        Err(CheckpointError::NoWeights {
+            path: path.to_owned(),
+            reason: format!("neither {SINGLE} nor {INDEX} nor an Orbax checkpoint is in it"),
+        })
     }
 
-    fn single(root: &Path, file: &Path) -> Result<Weights> {
-        let mut weights = Weights {
-            root: root.to_owned(),
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+    fn single(file: &Path) -> Result<Weights> {
+        let mut weights = Weights::default();
         weights.tensors = weights.add(file)?;
         Ok(weights)
     }
 
-    fn sharded(root: &Path) -> Result<Weights> {
-        let path = root.join(INDEX);
-        let index: Index = serde_json::from_str(&files::read(&path)?).map_err(|e| CheckpointError::NoWeights {
-            path: path.clone(),
-            reason: format!("it is not an index of shards ({e})"),
-        })?;
-        let mut weights = Weights {
-            root: root.to_owned(),
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
-        let mut shards: BTreeMap<&str, BTreeMap<String, Stored>> = BTreeMap::new();
-        for (tensor, shard) in &index.weight_map {
-            let wrong = |reason: &str| CheckpointError::Shard {
-                path: path.clone(),
-                tensor: tensor.clone(),
-                shard: shard.clone(),
-                reason: reason.into(),
-            };
-            // An index is data from elsewhere: it must not lead out of its folder.
-            if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
-                return Err(wrong("that is not the name of a file beside it"));
+    /// Arrays that the model does not have keep their path as name.
+    fn of_arrays(arrays: Orbax) -> Result<Weights> {
+        let mut weights = Weights::default();
+        for (order, array) in arrays.arrays().enumerate() {
+            let known = jax::tensors(array.path, array.shape);
+            let tensors = known.unwrap_or_else(|| vec![(array.path.to_owned(), Origin::whole(array.shape))]);
+            for (name, origin) in tensors {
+                let stored = Stored {
+                    dtype: array.dtype,
+                    shape: origin.shape.clone(),
+                    place: Place::Array {
+                        path: array.path.to_owned(),
+                        order,
+                        origin,
+                    },
+                };
+                weights.tensors.insert(name, stored);
             }
-            if !shards.contains_key(shard.as_str()) {
-                let file = root.join(shard);
-                if !file.is_file() {
-                    return Err(wrong("that file does not exist"));
-                }
-                shards.insert(shard, weights.add(&file)?);
-            }
-            let found = shards
-                .get_mut(shard.as_str())
-                .and_then(|tensors| tensors.remove(tensor));
-            let stored = found.ok_or_else(|| wrong("that file does not hold it"))?;
-            weights.tensors.insert(tensor.clone(), stored);
         }
+        weights.arrays = Some(arrays);
         Ok(weights)
-    }
-
-    /// Maps a file and lists what is in it.
-    fn add(&mut self, path: &Path) -> Result<BTreeMap<String, Stored>> {
-        let not_whole = |reason: String| CheckpointError::Safetensors {
-            path: path.to_owned(),
-            reason,
-        };
-        let map = files::map(path)?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| not_whole(e.to_string()))?;
-        // The length of the header itself is 8 bytes.
-        let data = 8 + header;
-        let entries: Entries = serde_json::from_slice(&map[8..data]).map_err(|e| not_whole(e.to_string()))?;
-        if entries.0 != metadata.tensors().len() + usize::from(metadata.metadata().is_some()) {
-            return Err(not_whole("a name occurs twice in its header".into()));
-        }
-        let file = self.files.len();
-        let tensors = metadata.tensors().into_iter().map(|(name, info)| {
-            let (from, to) = info.data_offsets;
-            let stored = Stored {
-                file,
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                bytes: data + from..data + to,
-            };
-            (name, stored)
-        });
-        let tensors = tensors.collect();
-        self.files.push((path.to_owned(), map));
-        Ok(tensors)
     }
 
     /// The values of a parameter.
@@ -218,57 +157,44 @@ impl Weights {
     /// A tensor that is missing, has another shape, or is not F32, F16 or BF16.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let (_, stored) = self.find(name, shape)?;
-        let data = &self.files[stored.file].1[stored.bytes.clone()];
-        match stored.dtype {
-            Dtype::F32 => Ok(data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-            Dtype::F16 => Ok(data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f16::from_le_bytes(*b).to_f32())
-                .collect()),
-            Dtype::BF16 => Ok(data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| bf16::from_le_bytes(*b).to_f32())
-                .collect()),
-            other => Err(CheckpointError::Dtype {
-                path: self.files[stored.file].0.clone(),
+        if !is_float(stored.dtype) {
+            return Err(CheckpointError::Dtype {
+                path: self.path_of(stored).to_owned(),
                 tensor: name.into(),
-                found: format!("{other:?}"),
-            }),
+                found: format!("{:?}", stored.dtype),
+            });
+        }
+        match (&stored.place, &self.arrays) {
+            (Place::File { file, bytes }, _) => Ok(widened(stored.dtype, &self.files[*file].1[bytes.clone()])),
+            (Place::Array { path, origin, .. }, Some(arrays)) => read(arrays, path, origin, stored.dtype),
+            (Place::Array { .. }, None) => Ok(Vec::new()),
+        }
+    }
+
+    /// The file or folder that a tensor is in.
+    pub(super) fn path_of(&self, stored: &Stored) -> &Path {
+        match stored.place {
+            Place::File { file, .. } => &self.files[file].0,
+            Place::Array { .. } => &self.root,
         }
     }
 
     /// The stored bytes of the tensor of exactly this name.
     pub(super) fn bytes(&self, name: &str) -> Option<&[u8]> {
-        let stored = self.tensors.get(name)?;
-        Some(&self.files[stored.file].1[stored.bytes.clone()])
+        match &self.tensors.get(name)?.place {
+            Place::File { file, bytes } => Some(&self.files[*file].1[bytes.clone()]),
+            Place::Array { .. } => None,
+        }
     }
 
-    /// Whether every tensor of `table` is there in its shape, under `section` in front of its name; returns the names
-    /// in the file (below `section`) that the table does not use. Call this before touching a device.
-    ///
-    /// # Errors
-    /// As [`Weights::values`], for the first tensor that fails.
-    pub fn check(&self, table: &ParamTable, section: &str) -> Result<Vec<&str>> {
-        let mut used = HashSet::new();
-        for tensor in table.tensors() {
-            let (name, stored) = self.find(&format!("{section}{}", tensor.name), &tensor.shape)?;
-            if !matches!(stored.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-                return Err(CheckpointError::Dtype {
-                    path: self.files[stored.file].0.clone(),
-                    tensor: name.into(),
-                    found: format!("{:?}", stored.dtype),
-                });
-            }
-            used.insert(name);
+    /// Where a tensor lies among the others: read in this order, files and arrays are read from front to back, and no
+    /// chunk of an array twice.
+    pub fn position(&self, name: &str) -> (usize, usize, usize) {
+        match self.lookup(name).map(|(_, stored)| &stored.place) {
+            Some(Place::File { file, bytes }) => (*file, bytes.start, 0),
+            Some(Place::Array { order, origin, .. }) => (*order, origin.rows.start, origin.elements.start),
+            None => (usize::MAX, 0, 0),
         }
-        let names = self.tensors.keys().map(String::as_str);
-        Ok(names
-            .filter(|name| name.starts_with(section) && !used.contains(name))
-            .collect())
     }
 
     /// Everything stored, by name.
@@ -277,7 +203,7 @@ impl Weights {
             name,
             dtype: stored.dtype,
             shape: &stored.shape,
-            bytes: stored.bytes.len() as u64,
+            bytes: bytes_of(stored.dtype, stored.shape.iter().product()),
         })
     }
 
@@ -286,67 +212,76 @@ impl Weights {
         &self.root
     }
 
-    /// π₀ or π₀.₅, by the layers that only one of them has.
-    pub fn architecture(&self) -> Option<&'static str> {
-        let has = |name: &str| self.lookup(name).is_some();
-        match (has("action_time_mlp_in.weight"), has("time_mlp_in.weight")) {
-            (true, false) => Some(PI0),
-            (false, true) => Some(PI05),
-            _ => None,
-        }
-    }
-
+    /// The tensor `name` with the name it has here, if it has this shape.
     fn find(&self, name: &str, shape: &[usize]) -> Result<(&str, &Stored)> {
-        let Some((stored_name, stored)) = self.lookup(name) else {
-            return Err(self.lacks(name, shape));
-        };
-        if stored.shape != shape {
+        let found = self.lookup(name).ok_or_else(|| CheckpointError::Missing {
+            path: self.root.clone(),
+            tensor: name.to_owned(),
+            expected: shape.to_vec(),
+        })?;
+        if found.1.shape != shape {
             return Err(CheckpointError::Shape {
-                path: self.files[stored.file].0.clone(),
+                path: self.path_of(found.1).to_owned(),
                 tensor: name.into(),
                 expected: shape.to_vec(),
-                found: stored.shape.clone(),
+                found: found.1.shape.clone(),
             });
         }
-        Ok((stored_name, stored))
+        Ok(found)
     }
 
     /// The tensor under any of the names it may have.
-    fn lookup(&self, name: &str) -> Option<(&str, &Stored)> {
-        let tied = (name == EMBEDDING).then_some(TIED_EMBEDDING);
-        let plain = [Some(name), tied].into_iter().flatten();
-        let wrapped = plain.clone().map(|name| format!("{WRAPPER}{name}"));
-        let names = plain.map(String::from).chain(wrapped);
-        let mut found = names.filter_map(|name| self.tensors.get_key_value(&name));
-        found.next().map(|(name, stored)| (name.as_str(), stored))
-    }
-
-    fn lacks(&self, name: &str, shape: &[usize]) -> CheckpointError {
-        let (path, tensor) = (self.root.clone(), name.to_owned());
-        let wanted = if name.starts_with("state_proj.") || name.starts_with("action_time_mlp_") {
-            Some(PI0)
-        } else if name.starts_with("time_mlp_") || name.contains("norm.dense.") {
-            Some(PI05)
-        } else {
-            // A plain norm of the expert is π₀'s, where π₀.₅ has an adaptive one.
-            (name.contains("gemma_expert.") && name.ends_with("norm.weight")).then_some(PI0)
-        };
-        match (self.architecture(), wanted) {
-            (Some(found), Some(wanted)) if found != wanted => CheckpointError::Architecture {
-                path,
-                found,
-                wanted,
-                tensor,
-                fix: found == PI05,
-            },
-            _ => CheckpointError::Missing {
-                path,
-                tensor,
-                expected: shape.to_vec(),
-            },
-        }
+    pub(super) fn lookup(&self, name: &str) -> Option<(&str, &Stored)> {
+        let tied = (name == EMBEDDING).then_some(TIED);
+        let mut names = [Some(name), tied].into_iter().flatten();
+        let (stored, info) = names.find_map(|name| self.tensors.get_key_value(self.names.get(name)?))?;
+        Some((stored, info))
     }
 }
 
-const PI0: &str = "π₀";
-const PI05: &str = "π₀.₅";
+/// Whether values of this type can be widened to f32.
+pub(super) fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// Little-endian numbers as f32, which is exact.
+fn widened(dtype: Dtype, data: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::F16 => data
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| f16::from_le_bytes(*b).to_f32())
+            .collect(),
+        Dtype::BF16 => data
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| bf16::from_le_bytes(*b).to_f32())
+            .collect(),
+        _ => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+    }
+}
+
+/// Reads a tensor from an array, in blocks where their order stays as it is.
+fn read(arrays: &Orbax, path: &str, origin: &Origin, dtype: Dtype) -> Result<Vec<f32>> {
+    /// Bytes read at a time.
+    const BLOCK: usize = 1 << 24;
+    let size = dtype.bitsize() / 8;
+    let row = origin.part.iter().product::<usize>() * size / origin.rows.len().max(1);
+    let block = match origin.rows.len() {
+        1 => 1,
+        _ => (BLOCK / row.max(1)).max(1),
+    };
+    let mut values = Vec::with_capacity(origin.elements.len());
+    for first in origin.rows.clone().step_by(block) {
+        let rows = first..origin.rows.end.min(first + block);
+        let bytes = arrays.rows(path, rows)?;
+        let own = match origin.rows.len() {
+            1 => &bytes[origin.elements.start * size..origin.elements.end * size],
+            _ => &bytes,
+        };
+        values.extend(widened(dtype, own));
+    }
+    Ok(origin.layout.arrange(values, &origin.part))
+}

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -15,11 +16,20 @@ use crate::model::params::ParamTable;
 /// Values converted to bytes at a time.
 const BLOCK: usize = 1 << 16;
 
-/// A safetensors file in the making; all tensors are F32.
+/// A tensor that is to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    pub name: String,
+    pub shape: Vec<usize>,
+    /// F32, or F16 or BF16, to which values are rounded.
+    pub dtype: Dtype,
+}
+
+/// A safetensors file in the making.
 pub struct TensorWriter {
     file: HashedFile,
-    /// Names and element counts still to come, the next one last.
-    plan: Vec<(String, usize)>,
+    /// Names, element counts and types still to come, the next one last.
+    plan: Vec<(String, usize, Dtype)>,
     /// Elements of the current tensor written so far, and the hash of their bytes.
     done: usize,
     hash: Xxh3,
@@ -45,34 +55,47 @@ pub fn plan(section: &str, table: &ParamTable) -> Vec<(String, Vec<usize>)> {
 }
 
 impl TensorWriter {
-    /// Creates `path` and writes the header for `tensors` (name, shape), in whose order the values must follow.
+    /// Creates `path` and writes the header for `tensors` (name, shape), all F32, in whose order the values must follow.
     ///
     /// # Errors
     /// A file that cannot be created, and names that occur twice.
     pub fn create(path: &Path, tensors: &[(String, Vec<usize>)]) -> Result<TensorWriter> {
+        let planned = |(name, shape): &(String, Vec<usize>)| Planned {
+            name: name.clone(),
+            shape: shape.clone(),
+            dtype: Dtype::F32,
+        };
+        TensorWriter::create_as(path, &tensors.iter().map(planned).collect::<Vec<_>>())
+    }
+
+    /// The same, with a type of its own for every tensor.
+    ///
+    /// # Errors
+    /// As [`TensorWriter::create`].
+    pub fn create_as(path: &Path, tensors: &[Planned]) -> Result<TensorWriter> {
         let planned = |reason: String| CheckpointError::Plan {
             path: path.to_owned(),
             reason,
         };
         let (mut names, mut offset, mut infos, mut plan) = (HashSet::new(), 0usize, Vec::new(), Vec::new());
-        for (name, shape) in tensors {
+        for Planned { name, shape, dtype } in tensors {
             if !names.insert(name) {
                 return Err(planned(format!("`{name}` occurs twice")));
             }
             let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
             let end = count
-                .and_then(|n| n.checked_mul(4))
+                .and_then(|n| n.checked_mul(dtype.bitsize() / 8))
                 .and_then(|bytes| offset.checked_add(bytes));
             let (Some(count), Some(end)) = (count, end) else {
                 return Err(planned(format!("`{name}` of shape {shape:?} has too many elements")));
             };
             let info = TensorInfo {
-                dtype: Dtype::F32,
+                dtype: *dtype,
                 shape: shape.clone(),
                 data_offsets: (offset, end),
             };
             infos.push((name.clone(), info));
-            plan.push((name.clone(), count));
+            plan.push((name.clone(), count, *dtype));
             offset = end;
         }
         // What Hugging Face's loaders ask for.
@@ -99,10 +122,11 @@ impl TensorWriter {
     /// Appends values to the tensor `name`: all of them, or its next part.
     ///
     /// # Errors
-    /// A name out of turn, more values than announced, or a file that cannot be written.
+    /// A name out of turn, more values than announced, values that are too large for float16, or a file that cannot be
+    /// written.
     pub fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
         self.skip_empty(name);
-        let Some((expected, count)) = self.plan.last() else {
+        let Some((expected, count, dtype)) = self.plan.last() else {
             return Err(self.out_of_order(format!("`{name}` follows the last tensor")));
         };
         if expected != name {
@@ -116,10 +140,26 @@ impl TensorWriter {
         if total > *count {
             return Err(self.out_of_order(format!("`{name}` gets {total} values, but was announced with {count}")));
         }
-        let finished = total == *count;
+        let (finished, dtype) = (total == *count, *dtype);
         for part in values.chunks(BLOCK) {
             self.block.clear();
-            self.block.extend(part.iter().flat_map(|v| v.to_le_bytes()));
+            match dtype {
+                Dtype::F16 => self
+                    .block
+                    .extend(part.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
+                Dtype::BF16 => self
+                    .block
+                    .extend(part.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
+                _ => self.block.extend(part.iter().flat_map(|v| v.to_le_bytes())),
+            }
+            let lost = |v: &&f32| dtype == Dtype::F16 && v.is_finite() && f16::from_f32(**v).is_infinite();
+            if let Some(value) = part.iter().find(lost) {
+                return Err(CheckpointError::TooLarge {
+                    path: self.file.path().to_owned(),
+                    tensor: name.into(),
+                    value: *value,
+                });
+            }
             self.file.write(&self.block)?;
             self.hash.update(&self.block);
         }
@@ -139,7 +179,7 @@ impl TensorWriter {
     /// Tensors that were announced and not written, or a disk that fails.
     pub fn finish(mut self) -> Result<WrittenTensors> {
         self.skip_empty("");
-        if let Some((name, count)) = self.plan.last() {
+        if let Some((name, count, _)) = self.plan.last() {
             let left = self.plan.len();
             let reason = format!(
                 "{left} tensors are missing, the first one `{name}` after {} of {count} values",
@@ -163,7 +203,7 @@ impl TensorWriter {
         while self
             .plan
             .last()
-            .is_some_and(|(next, count)| *count == 0 && next != name)
+            .is_some_and(|(next, count, _)| *count == 0 && next != name)
         {
             self.plan.pop();
         }

@@ -13,9 +13,9 @@ use acrlpd::train::setup::{self, Source};
 use acrlpd::verify::{Fixture, TrainingGroup};
 use serde::Serialize;
 
-use super::Outcome;
 use super::flags::{ConfigFlags, DeviceFlag};
 use super::table::{number, table};
+use super::{Outcome, bench_loader};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -23,6 +23,8 @@ pub enum Command {
     Step(Box<StepArgs>),
     /// Matrix products, f32: GFLOP/s.
     Kernels(KernelArgs),
+    /// The data side alone: samples/s, and how long a training loop would wait.
+    Loader(Box<bench_loader::Args>),
 }
 
 #[derive(clap::Args)]
@@ -81,6 +83,7 @@ pub fn run(command: &Command) -> Outcome {
     match command {
         Command::Step(args) => step(args),
         Command::Kernels(args) => kernels(args),
+        Command::Loader(args) => bench_loader::run(args),
     }
 }
 

@@ -51,6 +51,18 @@ impl Console {
         }
     }
 
+    /// Shows how far a part of the preparation has come.
+    fn preparing(&mut self, what: &'static str, done: usize, all: usize) {
+        let bar = self
+            .bar
+            .get_or_insert_with(|| ProgressBar::new(all as u64).with_prefix(what));
+        bar.set_position(done as u64);
+        if done == all {
+            bar.finish_and_clear();
+            self.bar = None;
+        }
+    }
+
     /// The table at the end.
     pub fn summary(&self, finish: &Finish) {
         if let Some(bar) = &self.bar {
@@ -104,14 +116,11 @@ impl Observer for Console {
     }
 
     fn statistics(&mut self, done: usize, all: usize) {
-        let bar = self
-            .bar
-            .get_or_insert_with(|| ProgressBar::new(all as u64).with_prefix("norm stats"));
-        bar.set_position(done as u64);
-        if done == all {
-            bar.finish_and_clear();
-            self.bar = None;
-        }
+        self.preparing("norm stats", done, all);
+    }
+
+    fn weights(&mut self, done: usize, all: usize) {
+        self.preparing("weights", done, all);
     }
 
     fn begin(&mut self, p: &Preparation<'_>) {

@@ -1,8 +1,7 @@
 //! Flags that several commands share.
 
-use std::path::PathBuf;
-
 use acrlpd::config::{Config, Override, What};
+use acrlpd::data::Place;
 use acrlpd::gpu::DeviceChoice;
 use clap::Args;
 
@@ -40,9 +39,9 @@ pub struct Changes {
     /// Seed of everything random.
     #[arg(long, value_name = "N")]
     pub seed: Option<String>,
-    /// Folder of the LeRobot dataset.
-    #[arg(long, value_name = "DIR")]
-    pub data: Option<PathBuf>,
+    /// Folder of the LeRobot dataset, or its public name (lerobot/aloha_sim_insertion_human).
+    #[arg(long, value_name = "DIR|NAME")]
+    pub data: Option<String>,
     /// Any key of the configuration; may be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -58,7 +57,12 @@ impl ConfigFlags {
 impl Changes {
     /// The configuration `name` with these flags on top of it, and `more` below `--set`.
     pub fn load(&self, name: &str, more: &[Given]) -> anyhow::Result<Config> {
-        let data = self.data.as_ref().map(|path| path.display().to_string());
+        // A name must not be taken for the folder that the configuration, or one below it, gives.
+        let (data, repo_id) = match self.data.as_deref().map(Place::of) {
+            None => (None, None),
+            Some(Place::Folder(folder)) => (Some(folder.display().to_string()), None),
+            Some(Place::Name(repo_id)) => (Some(String::new()), Some(repo_id)),
+        };
         let flags = [
             ("--max-steps", "num_train_steps", self.max_steps.clone()),
             ("--batch-size", "batch_size", self.batch_size.clone()),
@@ -71,6 +75,7 @@ impl Changes {
             ("--critic-lr", "acrlpd.critic_lr", self.critic_lr.clone()),
             ("--seed", "seed", self.seed.clone()),
             ("--data", "data.path", data),
+            ("--data", "data.repo_id", repo_id),
         ];
         let given = |(flag, key, value): &Given| {
             let (key, value) = ((*key).to_owned(), value.clone()?);

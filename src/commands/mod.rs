@@ -1,6 +1,7 @@
 //! One file a sub-command. They read flags, call the library and print; nothing is computed here.
 
 pub mod bench;
+mod bench_loader;
 pub mod checkpoint;
 pub mod completions;
 pub mod config;

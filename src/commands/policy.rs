@@ -60,7 +60,7 @@ impl PolicyFlags {
         let learner = setup::learner(&gpu, &config)?;
         snapshot::restore(&learner, &saved)?;
         if let Some(ema) = &ema {
-            snapshot::load(&learner, ema)?;
+            snapshot::load(&learner, ema, |_, _| ())?;
         }
         Ok(Policy {
             step: saved.state().step,

@@ -6,7 +6,6 @@ use super::notes::{Note, What};
 use super::range::Range;
 use super::schema::{Config, ExpertVariant, Optimizer, PaligemmaVariant, Part};
 use super::source::is_address;
-use crate::data::transforms::ALOHA_DIM;
 use crate::model::critic_networks::Network;
 use crate::model::dims::PATCH;
 
@@ -66,6 +65,22 @@ impl Config {
             let fix = "make it a multiple of acrlpd.gradient_accumulation_steps";
             format!("{batch} samples do not divide into {parts} micro-batches; {fix}")
         });
+        let chain = self.acrlpd.chain_batches;
+        r.at_least_one("acrlpd.chain_batches", chain);
+        let micro = batch / parts.max(1);
+        r.forbid(
+            chain > 0 && !micro.is_multiple_of(chain),
+            "acrlpd.chain_batches",
+            || {
+                let fix = "use a divisor, or 1";
+                format!("micro-batches of {micro} samples do not divide into chains of {chain} chunks; {fix}")
+            },
+        );
+        r.forbid(
+            chain > 1 && self.acrlpd.separate_prefixes,
+            "acrlpd.chain_batches",
+            || "it lets chunks share prefixes, which acrlpd.separate_prefixes forbids; set one of them back".into(),
+        );
         r.at_least_one("num_train_steps", self.num_train_steps);
         r.at_least_one("log_interval", self.log_interval);
         let fix = "; set it to num_train_steps to save at the end only";
@@ -267,14 +282,45 @@ impl Config {
             "data.default_prompt",
             || "there is no prompt; give one, or set data.prompt_from_task = true".into(),
         );
-        r.forbid(d.adapt_to_pi && real != ALOHA_DIM, "data.adapt_to_pi", || {
-            format!("it converts ALOHA's {ALOHA_DIM} coordinates, but qchunking.action_dim is {real}; set it to false")
-        });
-        for (key, feature) in [("data.state_key", &d.state_key), ("data.action_key", &d.action_key)] {
-            r.forbid(feature.is_empty(), key, || {
-                "it must name a feature of the dataset".into()
+        for (i, transform) in d.transforms.iter().enumerate() {
+            let (name, width) = (transform.name(), transform.width().unwrap_or(real));
+            r.forbid(width != real, "data.transforms", || {
+                format!("`{name}` is for {width} coordinates, but qchunking.action_dim is {real}; take it out")
+            });
+            r.forbid(d.transforms[..i].contains(transform), "data.transforms", || {
+                format!("it names `{name}` twice; keep one")
             });
         }
+        if let Some(runs) = &d.delta_mask {
+            let width = runs.iter().fold(0u64, |sum, n| sum.saturating_add(n.unsigned_abs()));
+            r.forbid(width > real as u64, "data.delta_mask", || {
+                format!("it speaks of {width} coordinates, but qchunking.action_dim is {real}; shorten it")
+            });
+        }
+        for (key, parts) in [("data.state_key", &d.state_key), ("data.action_key", &d.action_key)] {
+            r.forbid(
+                parts.0.is_empty() || parts.0.iter().any(|p| p.feature.is_empty()),
+                key,
+                || "it must name a feature of the dataset".into(),
+            );
+        }
+        r.ranges.push(("data.mix_weights".into(), Range::NotNegative));
+        let (weights, datasets) = (d.mix_weights.len(), 1 + d.mix.len());
+        r.forbid(weights > 0 && weights != datasets, "data.mix_weights", || {
+            format!("it lists {weights} weights for {datasets} datasets; give one each, that of data.path first")
+        });
+        let wrong = d.mix_weights.iter().find(|w| !Range::NotNegative.holds(**w));
+        r.forbid(wrong.is_some(), "data.mix_weights", || {
+            format!("{} is {}", wrong.unwrap_or(&0.0), Range::NotNegative.complaint())
+        });
+        r.forbid(
+            weights > 0 && d.mix_weights.iter().sum::<f64>() == 0.0,
+            "data.mix_weights",
+            || "all weights are 0; give one above 0".into(),
+        );
+        r.forbid(d.mix.iter().any(String::is_empty), "data.mix", || {
+            "it lists an empty path; name a dataset or leave it out".into()
+        });
         r.at_least_one("data.loader_threads", d.loader_threads);
         r.at_least_one("data.queue_depth", d.queue_depth);
         r.below_one(

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use super::error::ConfigError;
 use super::schedule::Schedule;
 use super::schema::{Config, DimsOverride, ExpertVariant, Optimizer, PaligemmaVariant, QAggregation};
-use crate::data::transforms::{ALOHA_DIM, aloha_delta_mask};
-use crate::data::{CameraSpec, DataSpec, NormKind, PromptSource};
+use crate::data::aloha::{ALOHA_DELTAS, ALOHA_DIM};
+use crate::data::transforms::mask;
+use crate::data::{CameraSpec, DataSpec, NormKind, Place, PromptSource};
 use crate::model::dims::{CAMERAS, CriticDims, PATCH, Pi0Dims, StackDims};
 
 /// Rows of the shipped tokenizer, `assets/tokenizer/tiny_paligemma.model`.
@@ -87,8 +88,11 @@ impl Config {
             terminal_reward: q.terminal_reward as f32,
             reward_scale: q.reward_scale as f32,
             default_success: d.default_success,
-            adapt_to_pi: d.adapt_to_pi,
-            delta_mask: d.use_delta_joint_actions.then(|| delta_mask(q.action_dim)),
+            transforms: d.transforms.clone(),
+            delta_mask: d.use_delta_joint_actions.then(|| match &d.delta_mask {
+                Some(runs) => mask(runs, q.action_dim),
+                None => delta_mask(q.action_dim),
+            }),
             norm: d.norm.unwrap_or(if self.model.pi05 {
                 NormKind::Quantile
             } else {
@@ -153,27 +157,29 @@ impl Config {
         self.checkpoint_dir.join(&self.name).join(exp_name)
     }
 
-    /// Folder of the dataset.
+    /// Where the datasets are, at least one.
     ///
     /// # Errors
-    /// [`ConfigError::Missing`] says how to give one, and which one the configuration is for.
-    pub fn dataset_path(&self) -> Result<&Path, ConfigError> {
-        let wanted = match &self.data.repo_id {
-            Some(repo) => format!("give the folder of the LeRobot dataset `{repo}` with --data or in data.path"),
-            None => "give the folder of a LeRobot dataset with --data or in data.path".into(),
+    /// [`ConfigError::Missing`] says how to give one.
+    pub fn datasets(&self) -> Result<Vec<Place>, ConfigError> {
+        let fix =
+            "give the folder or the public name of a LeRobot dataset with --data, or in data.path or data.repo_id";
+        let first = match (&self.data.path, &self.data.repo_id) {
+            (Some(path), _) => Place::Folder(path.clone()),
+            (None, Some(name)) => Place::Name(name.clone()),
+            (None, None) => return Err(self.missing("data.path", fix.into())),
         };
-        self.data
-            .path
-            .as_deref()
-            .ok_or_else(|| self.missing("data.path", wanted))
+        Ok(std::iter::once(first)
+            .chain(self.data.mix.iter().map(|text| Place::of(text)))
+            .collect())
     }
 
-    /// The SentencePiece model.
+    /// The tokenizer, of either form.
     ///
     /// # Errors
     /// [`ConfigError::Missing`] says how to give one.
     pub fn tokenizer_path(&self) -> Result<&Path, ConfigError> {
-        let fix = "set it to the path of PaliGemma's `paligemma_tokenizer.model`";
+        let fix = "set it to the path of PaliGemma's `paligemma_tokenizer.model` or `tokenizer.json`";
         self.data
             .tokenizer
             .as_deref()
@@ -233,7 +239,7 @@ fn tiny(action_horizon: usize, pi05: bool) -> Pi0Dims {
 /// ALOHA has a gripper at the end of each arm; any other robot one at the end (openpi's libero and DROID policies).
 fn delta_mask(action_dim: usize) -> Vec<bool> {
     if action_dim == ALOHA_DIM {
-        aloha_delta_mask()
+        mask(&ALOHA_DELTAS, action_dim)
     } else {
         vec![true; action_dim.saturating_sub(1)]
     }

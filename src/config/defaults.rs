@@ -2,7 +2,7 @@
 
 use super::layers::Origins;
 use super::schema::*;
-use crate::data::{Boundary, EpisodeEnd, RewardMode};
+use crate::data::{Boundary, EpisodeEnd, Parts, RewardMode};
 use crate::model::critic_networks::Network;
 use crate::model::dims::CAMERAS;
 use crate::ops::optimizers::Kind;
@@ -86,6 +86,7 @@ impl Default for Acrlpd {
             max_grad_norm: 1.0,
             positive_batch_ratio: 0.5,
             enable_batch_ratio_control: true,
+            chain_batches: 1,
             separate_prefixes: false,
             remat: Remat::None,
             freeze: Vec::new(),
@@ -147,15 +148,18 @@ impl Default for Data {
         Data {
             path: None,
             repo_id: None,
+            mix: Vec::new(),
+            mix_weights: Vec::new(),
             default_prompt: None,
             prompt_from_task: false,
-            adapt_to_pi: false,
+            transforms: Vec::new(),
             use_delta_joint_actions: true,
+            delta_mask: None,
             norm: None,
             norm_stats: None,
             tokenizer: None,
-            state_key: "observation.state".into(),
-            action_key: "action".into(),
+            state_key: Parts::feature("observation.state"),
+            action_key: Parts::feature("action"),
             default_success: None,
             augment: true,
             augmentations: Vec::new(),

@@ -97,8 +97,10 @@ fn kind(shape: &Shape) -> Value {
     match shape {
         Shape::Bool => json!({ "type": "boolean" }),
         Shape::Whole => json!({ "type": "integer", "minimum": 0 }),
+        Shape::Integer => json!({ "type": "integer" }),
         Shape::Number => json!({ "type": "number" }),
         Shape::Text => json!({ "type": "string" }),
+        Shape::Texts => json!({ "type": ["string", "array"], "items": { "type": "string" } }),
         Shape::Choice(words) => json!({ "enum": words }),
         Shape::List(inner) => json!({ "type": "array", "items": kind(inner) }),
         Shape::Map(inner) => json!({ "type": "object", "additionalProperties": kind(inner) }),

@@ -10,9 +10,9 @@ use toml::{Table, Value};
 
 use super::document::{self, Entry};
 use super::error::{ConfigError, Place};
-use super::names::{self, CAMERAS, INPUT_PATHS, Known, Names};
+use super::names::{self, CAMERAS, INPUT_PATHS, Known, MIX, Names};
 use super::notes::{Note, What};
-use super::source::{Source, absolute, stem};
+use super::source::{Source, absolute, dataset_of, stem};
 
 /// Where each key was written, and what there is to say about it; keys that were not written are defaults. Two
 /// configurations that say the same are equal wherever it was written, so all origins compare equal.
@@ -175,6 +175,13 @@ impl Layers {
         let value = match value {
             Some(Value::String(path)) if INPUT_PATHS.contains(&means.as_str()) => {
                 (!path.is_empty()).then(|| Value::String(absolute(folder, path)))
+            }
+            Some(Value::Array(items)) if means == MIX => {
+                let place = |item| match item {
+                    Value::String(text) => Value::String(dataset_of(folder, text)),
+                    other => other,
+                };
+                Some(Value::Array(items.into_iter().map(place).collect()))
             }
             value => value,
         };

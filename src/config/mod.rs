@@ -234,6 +234,7 @@ fn in_words(message: &str) -> String {
     for (rust, words) in [
         ("expected usize", "expected a whole number of at least 0"),
         ("expected u64", "expected a whole number of at least 0"),
+        ("expected i64", "expected a whole number"),
         ("expected f64", "expected a number"),
         ("expected a boolean", "expected true or false"),
         ("expected a sequence", "expected a list in [ ]"),

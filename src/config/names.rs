@@ -8,6 +8,9 @@ use super::spellings::{ALIASES, Translate, same};
 /// A table whose keys are the user's: it counts as one value, and a file replaces the one it inherits.
 pub const CAMERAS: &str = "data.cameras";
 
+/// Lists datasets, of which some may be folders.
+pub const MIX: &str = "data.mix";
+
 /// Keys that hold the path of something to read.
 pub const INPUT_PATHS: [&str; 4] = ["model.weights", "data.path", "data.norm_stats", "data.tokenizer"];
 

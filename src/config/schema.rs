@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::layers::Origins;
-use crate::data::{Boundary, EpisodeEnd, NormKind, RewardMode};
+use crate::data::{Boundary, EpisodeEnd, NormKind, Parts, RewardMode, transforms};
 use crate::gpu::DType;
 use crate::model::critic_networks::Network;
 use crate::ops::{augmentations, optimizers};
@@ -153,6 +153,8 @@ pub struct Acrlpd {
     /// Share of a batch that starts in successful episodes.
     pub positive_batch_ratio: f64,
     pub enable_batch_ratio_control: bool,
+    /// Consecutive chunks of an episode drawn together; above 1 they share prefixes.
+    pub chain_batches: usize,
     /// Compute a prefix for each loss, as the original does, instead of one for all.
     pub separate_prefixes: bool,
     /// What backward recomputes instead of keeping it.
@@ -212,23 +214,30 @@ pub struct Optimizer {
 pub struct Data {
     /// Folder of a LeRobot dataset.
     pub path: Option<PathBuf>,
-    /// The dataset's public name: says what to download where `path` is missing.
+    /// The dataset's public name, for where there is no `path`.
     pub repo_id: Option<String>,
+    /// Datasets that are mixed with it: folders, or public names.
+    pub mix: Vec<String>,
+    /// How often each is drawn from, the dataset of `path` or `repo_id` first; empty: all frames alike.
+    pub mix_weights: Vec<f64>,
     pub default_prompt: Option<String>,
     pub prompt_from_task: bool,
-    pub adapt_to_pi: bool,
-    /// Actions relative to the chunk's first state, grippers absolute.
+    /// The robot's own transforms of state and action, in order.
+    pub transforms: Vec<transforms::Kind>,
+    /// Actions relative to the chunk's first state, where `delta_mask` says so.
     pub use_delta_joint_actions: bool,
+    /// Coordinates that become deltas, as openpi's `make_bool_mask` counts them; `None`: all but the grippers.
+    pub delta_mask: Option<Vec<i64>>,
     /// `None`: z-scores for π₀, quantiles for π₀.₅.
     pub norm: Option<NormKind>,
     /// An openpi `norm_stats.json`; `None`: computed at the start.
     pub norm_stats: Option<PathBuf>,
-    /// A SentencePiece `.model`.
+    /// A SentencePiece `.model`, or a `tokenizer.json`.
     pub tokenizer: Option<PathBuf>,
-    /// Dataset feature of the state.
-    pub state_key: String,
-    /// Dataset feature of the action.
-    pub action_key: String,
+    /// Dataset features of the state.
+    pub state_key: Parts,
+    /// Dataset features of the action.
+    pub action_key: Parts,
     /// Success of episodes in a dataset that does not say.
     pub default_success: Option<bool>,
     /// Random crop, rotation and colours of the training images.

@@ -14,8 +14,12 @@ pub enum Shape {
     Bool,
     /// A whole number of at least 0.
     Whole,
+    /// A whole number.
+    Integer,
     Number,
     Text,
+    /// A text, or a list of texts.
+    Texts,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// May be left unset.
@@ -50,8 +54,9 @@ impl Probe<'_> {
 impl<'de> Deserializer<'de> for Probe<'_> {
     type Error = Error;
 
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
-        Err(Error::custom("a configuration has no values of this kind"))
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        // What is not of one kind in a configuration is a text or several.
+        self.noted(Shape::Texts, || visitor.visit_str(""))
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -60,6 +65,10 @@ impl<'de> Deserializer<'de> for Probe<'_> {
 
     fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         self.noted(Shape::Whole, || visitor.visit_u64(0))
+    }
+
+    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.noted(Shape::Integer, || visitor.visit_i64(0))
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -117,7 +126,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u8 u16 u32 u128 f32 char str bytes byte_buf unit unit_struct newtype_struct tuple
+        i8 i16 i32 i128 u8 u16 u32 u128 f32 char str bytes byte_buf unit unit_struct newtype_struct tuple
         tuple_struct identifier ignored_any
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::error::{ConfigError, Place};
 use super::names;
 use super::presets::{self, PRESETS};
+use crate::data::hub::is_name;
 
 const JSON: &str = ".json";
 
@@ -134,6 +135,16 @@ pub fn absolute(folder: Option<&Path>, path: String) -> String {
         .unwrap_or(joined)
         .to_string_lossy()
         .into_owned()
+}
+
+/// The folder of a dataset, as [`absolute`] sees it, or its public name where there is no such folder.
+pub fn dataset_of(folder: Option<&Path>, text: String) -> String {
+    let there = absolute(folder, text.clone());
+    if !Path::new(&there).exists() && is_name(&text) {
+        text
+    } else {
+        there
+    }
 }
 
 /// Whether `path` names something on another machine.

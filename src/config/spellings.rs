@@ -39,6 +39,16 @@ pub const ALIASES: &[(&str, &str, Translate)] = &[
         choose(v, "pad", "drop")
     }),
     ("data.base_config.prompt_from_task", "data.prompt_from_task", same),
+    ("data.adapt_to_pi", "data.transforms", |v| {
+        let names = |on: bool| {
+            if on {
+                vec![Value::String("aloha".into())]
+            } else {
+                Vec::new()
+            }
+        };
+        v.as_bool().map(|on| Value::Array(names(on)))
+    }),
     ("data.extra_delta_transform", "data.use_delta_joint_actions", same),
     ("actor_optimizer.b1", "optimizer.actor.b1", same),
     ("actor_optimizer.b2", "optimizer.actor.b2", same),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::chunks::ChunkRule;
 use super::labels::{self, EpisodeLabels};
+use super::repack::Vector;
 use super::resize::resize_with_pad;
 use super::sampler::StartFrames;
 use super::transforms::{DataTransforms, Normalizer, pad_into};
@@ -50,6 +51,8 @@ pub struct ChunkBatch {
     pub frame_index: Vec<i64>,
     /// The start frame, counted over the dataset, `[B]`.
     pub index: Vec<i64>,
+    /// The frame of the next observation, counted over the dataset, `[B]`.
+    pub next_index: Vec<i64>,
 }
 
 /// What one camera of the model sees.
@@ -90,8 +93,8 @@ pub struct BatchBuilder {
     normalize_state: Normalizer,
     normalize_actions: Normalizer,
     chunk_rule: ChunkRule,
-    state_column: usize,
-    action_column: usize,
+    state_vector: Vector,
+    action_vector: Vector,
 }
 
 impl BatchBuilder {
@@ -106,18 +109,17 @@ impl BatchBuilder {
         stats: &NormStats,
         tokenizer: PromptTokenizer,
     ) -> Result<Self, DataError> {
-        let (state_column, action_column) = spec.check(dataset.as_ref())?;
-        let width = |column: usize| dataset.columns()[column].width;
-        let normalize_state = Normalizer::new(&stats.state, spec.norm, "state", width(state_column))?;
-        let normalize_actions = Normalizer::new(&stats.actions, spec.norm, "actions", width(action_column))?;
+        let (state_vector, action_vector) = spec.check(dataset.as_ref())?;
+        let normalize_state = Normalizer::new(&stats.state, spec.norm, "state", state_vector.width())?;
+        let normalize_actions = Normalizer::new(&stats.actions, spec.norm, "actions", action_vector.width())?;
         let episodes = labels::label(dataset.as_ref(), &spec)?;
         let builder = BatchBuilder {
             transforms: DataTransforms::of(&spec),
             chunk_rule: spec.chunk_rule(),
             normalize_state,
             normalize_actions,
-            state_column,
-            action_column,
+            state_vector,
+            action_vector,
             episodes,
             dataset,
             spec,
@@ -151,6 +153,7 @@ impl BatchBuilder {
             first: e.start,
             count: self.chunk_rule.starts(e),
             positive: e.success,
+            source: self.dataset.source(e.start),
         };
         self.episodes.iter().map(start).collect()
     }
@@ -216,6 +219,7 @@ impl BatchBuilder {
         batch.episode_index.push(episode.index as i64);
         batch.frame_index.push(t as i64);
         batch.index.push(frame as i64);
+        batch.next_index.push(next as i64);
         Ok(())
     }
 
@@ -271,43 +275,52 @@ impl BatchBuilder {
 
     /// The state of a frame after the data transforms, not yet normalised.
     fn state(&self, frame: usize) -> Vec<f64> {
-        let row = self.dataset.columns()[self.state_column].row(frame);
-        let mut state: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
+        let mut state: Vec<f64> = self.state_vector.row(self.dataset.columns(), frame).collect();
         self.transforms.state(&mut state);
         state
     }
 
     /// The normalised actions from `frame` on, `[H, real_action_dim]`, never beyond frame `last`.
     fn actions(&self, frame: usize, last: usize, state: &[f64]) -> Vec<f64> {
-        let column = &self.dataset.columns()[self.action_column];
-        let rows = (0..self.spec.horizon).flat_map(|h| column.row((frame + h).min(last)));
-        let mut actions: Vec<f64> = rows.map(|v| f64::from(*v)).collect();
-        self.transforms.actions(&mut actions, column.width, state);
+        let (columns, width) = (self.dataset.columns(), self.action_vector.width());
+        let row = |h: usize| self.action_vector.row(columns, (frame + h).min(last));
+        let mut actions: Vec<f64> = (0..self.spec.horizon).flat_map(row).collect();
+        self.transforms.actions(&mut actions, width, state);
         actions
-            .chunks_exact_mut(column.width)
+            .chunks_exact_mut(width)
             .for_each(|a| self.normalize_actions.normalize(a));
         actions
     }
 
     fn push_images(&self, frame: usize, next: usize, batch: &mut ChunkBatch) -> Result<(), DataError> {
         let size = self.spec.image_size;
+        // In a chain of chunks, what one ended with is what the next one begins with: it is decoded once.
+        let chained = batch.next_index.last() == Some(&(frame as i64));
         for (camera, out) in self.spec.cameras.iter().zip(&mut batch.images) {
-            let images = match &camera.dataset {
-                Some(key) => self.dataset.images(key, &[frame, next])?,
-                None => Vec::new(),
-            };
-            let mut images = images.iter();
-            for (pixels, mask) in [
-                (&mut out.current, &mut out.current_mask),
-                (&mut out.next, &mut out.next_mask),
-            ] {
-                let image = images.next();
-                match image {
-                    Some(image) => pixels.extend(resize_with_pad(image, size, size)),
-                    None => pixels.resize(pixels.len() + size * size * 3, 0),
+            let CameraBatch {
+                current, next: after, ..
+            } = out;
+            let present = camera.dataset.is_some();
+            match &camera.dataset {
+                None => {
+                    for pixels in [current, after] {
+                        pixels.resize(pixels.len() + size * size * 3, 0);
+                    }
                 }
-                mask.push(image.is_some());
+                Some(key) if chained => {
+                    current.extend_from_slice(&after[after.len() - size * size * 3..]);
+                    let image = self.dataset.image(key, next)?;
+                    after.extend(resize_with_pad(&image, size, size));
+                }
+                Some(key) => {
+                    let images = self.dataset.images(key, &[frame, next])?;
+                    for (pixels, image) in [current, after].into_iter().zip(&images) {
+                        pixels.extend(resize_with_pad(image, size, size));
+                    }
+                }
             }
+            out.current_mask.push(present);
+            out.next_mask.push(present);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! Numbers are small and live in memory; images are decoded on demand, from any thread.
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -69,6 +70,11 @@ pub trait Dataset: Debug + Send + Sync {
 
     /// The file and the row in it that hold the numbers of `frame`, for messages.
     fn locate(&self, frame: usize) -> (PathBuf, usize);
+
+    /// Which of several mixed datasets `frame` belongs to; 0 in a single one.
+    fn source(&self, _frame: usize) -> usize {
+        0
+    }
 }
 
 /// What a dataset says about itself.
@@ -158,30 +164,38 @@ impl Column {
             .find_map(|key| columns.iter().find(|c| c.key == *key && c.width == 1))
     }
 
-    /// The position of column `key` in `dataset`, of which every value is checked to be finite.
+    /// The position of column `key` in `dataset`.
     ///
     /// # Errors
-    /// [`DataError::UnknownColumn`], or [`DataError::NotFinite`] with the file and row of the first NaN or infinity.
-    pub fn find_finite(dataset: &dyn Dataset, key: &str) -> Result<usize, DataError> {
+    /// [`DataError::UnknownColumn`].
+    pub fn find(dataset: &dyn Dataset, key: &str) -> Result<usize, DataError> {
         let columns = dataset.columns();
         let found = columns.iter().position(|c| c.key == key);
-        let position = found.ok_or_else(|| DataError::UnknownColumn {
+        found.ok_or_else(|| DataError::UnknownColumn {
             root: dataset.info().root.clone(),
             key: key.to_owned(),
             available: quoted(columns.iter().map(|c| c.key.as_str())),
-        })?;
-        let Column { width, values, .. } = &columns[position];
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(position),
-            Some(i) => {
-                let (path, row) = dataset.locate(i / width);
-                let (column, element, value) = (key.to_owned(), i % width, values[i]);
+        })
+    }
+
+    /// Whether `coordinates` of the column at `position` are finite in every frame of `dataset`.
+    ///
+    /// # Errors
+    /// [`DataError::NotFinite`] with the file and row of the first NaN or infinity.
+    pub fn check_finite(dataset: &dyn Dataset, position: usize, coordinates: Range<usize>) -> Result<(), DataError> {
+        let Column { key, width, values } = &dataset.columns()[position];
+        let wrong = |row: &[f32]| coordinates.clone().find(|i| !row[*i].is_finite());
+        let mut rows = values.chunks_exact((*width).max(1)).map(wrong).enumerate();
+        match rows.find_map(|(frame, element)| Some((frame, element?))) {
+            None => Ok(()),
+            Some((frame, element)) => {
+                let (path, row) = dataset.locate(frame);
                 Err(DataError::NotFinite {
                     path,
-                    column,
+                    column: key.clone(),
                     row,
                     element,
-                    value,
+                    value: values[frame * width + element],
                 })
             }
         }

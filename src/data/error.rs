@@ -14,6 +14,36 @@ pub enum DataError {
     // The folder and its metadata.
     #[error("no dataset at `{root}`: `{missing}` does not exist; give the folder that contains `meta/info.json`")]
     NoDataset { root: PathBuf, missing: PathBuf },
+    #[error(
+        "no dataset `{name}`: there is no such folder, LeRobot's cache has no `{lerobot}`, the hub's cache has no whole \
+         `{cache}`, and {why}; give the folder of a dataset"
+    )]
+    NotFound {
+        name: String,
+        lerobot: PathBuf,
+        cache: PathBuf,
+        why: String,
+    },
+    #[error(
+        "the dataset `{name}` cannot be downloaded from {endpoint}: {reason}; check the name and the network, or put it into \
+         `{lerobot}`"
+    )]
+    Download {
+        name: String,
+        endpoint: String,
+        lerobot: PathBuf,
+        reason: String,
+    },
+    #[error("there is no home folder to keep datasets in; set HF_HOME, or give the folder of a dataset")]
+    NoCache,
+    #[error("`{first}` and `{second}` cannot be mixed: they {what}; train on one of them, or export them alike")]
+    Mix {
+        first: PathBuf,
+        second: PathBuf,
+        what: String,
+    },
+    #[error("no dataset is given; give at least one")]
+    NothingToMix,
     #[error("cannot read `{path}` ({role}): {source}; check the path and its permissions")]
     Read {
         path: PathBuf,
@@ -227,7 +257,10 @@ pub enum DataError {
     StatsFile { path: PathBuf, key: String, reason: String },
     #[error("norm stats `{key}` cannot be used: {reason}; compute them again for this dataset and configuration")]
     Stats { key: &'static str, reason: String },
-    #[error("`{path}` is not a usable SentencePiece model: {reason}; give PaliGemma's `paligemma_tokenizer.model`")]
+    #[error(
+        "`{path}` is not a usable tokenizer: {reason}; give PaliGemma's `paligemma_tokenizer.model` or its \
+         `tokenizer.json`"
+    )]
     Tokenizer { path: PathBuf, reason: String },
     #[error(
         "`{path}` has {ids} pieces, but the model embeds fewer (model.dims.vocab = {vocab}); give the tokenizer that the \

@@ -88,7 +88,8 @@ pub fn label(dataset: &dyn Dataset, spec: &DataSpec) -> Result<Vec<EpisodeLabels
         RewardMode::Dataset => {
             let column =
                 Column::find_scalar(columns, &REWARD_KEYS).ok_or_else(|| DataError::NoReward { root: root() })?;
-            Some(&columns[Column::find_finite(dataset, &column.key)?])
+            Column::check_finite(dataset, Column::find(dataset, &column.key)?, 0..1)?;
+            Some(column)
         }
         RewardMode::Terminal | RewardMode::Constant => None,
     };

@@ -4,15 +4,23 @@
 //! every chunk that begins at any frame, with the last action repeated past the end of an episode. Actions relative to
 //! their chunk's first state therefore have statistics that depend on H.
 
+use std::panic;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::running_stats::RunningStats;
+use super::repack::Vector;
+use super::running_stats::{Histograms, Moments};
 use super::transforms::DataTransforms;
-use super::{DataError, DataSpec, Dataset, json};
+use super::{Column, DataError, DataSpec, Dataset, Episode, json};
 use crate::files;
+
+/// Numbers of chunks that are looked at together: few enough for a core's own memory.
+const BLOCK: usize = 1 << 14;
 
 /// The statistics of a dataset under a [`DataSpec`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -51,7 +59,7 @@ impl NormStats {
     /// Writes openpi's format.
     ///
     /// # Errors
-    /// A file that cannot be written..
+    /// A file that cannot be written.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<(), DataError> {
         files::replace(path.as_ref(), self.to_json().as_bytes()).map_err(DataError::File)
     }
@@ -61,8 +69,8 @@ impl NormStats {
         format!("{:#}\n", serde_json::json!({ "norm_stats": self }))
     }
 
-    /// Computes them from all episodes of a dataset, without touching an image. `progress` is told the frames done and
-    /// the frames in all after each episode.
+    /// Computes them from all episodes of a dataset, without touching an image, on all cores. `progress` is told from
+    /// time to time how many frames are done, and how many there are. The result does not depend on the number of cores.
     ///
     /// # Errors
     /// Settings that do not fit the dataset, and values that are not finite.
@@ -72,39 +80,123 @@ impl NormStats {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, DataError> {
         let (state, action) = spec.check_vectors(dataset)?;
-        let (state_column, action_column) = (&dataset.columns()[state], &dataset.columns()[action]);
-        let transforms = DataTransforms::of(spec);
-        let (state_width, width, horizon) = (state_column.width, action_column.width, spec.horizon);
-        let mut state_stats = RunningStats::new(state_width);
-        let mut action_stats = RunningStats::new(width);
-        for episode in dataset.episodes() {
-            let end = episode.start + episode.length;
-            let mut states = Vec::with_capacity(episode.length * state_width);
-            let mut actions = Vec::with_capacity(episode.length * horizon * width);
-            for frame in episode.start..end {
-                let from = states.len();
-                states.extend(state_column.row(frame).iter().map(|v| f64::from(*v)));
-                transforms.state(&mut states[from..]);
-                let chunk = actions.len();
-                for h in 0..horizon {
-                    actions.extend(
-                        action_column
-                            .row((frame + h).min(end - 1))
-                            .iter()
-                            .map(|v| f64::from(*v)),
-                    );
-                }
-                transforms.actions(&mut actions[chunk..], width, &states[from..]);
-            }
-            state_stats.update(&states);
-            action_stats.update(&actions);
-            progress(end, dataset.info().total_frames);
+        let (widths, frames) = ([state.width(), action.width()], dataset.info().total_frames);
+        let source = Source {
+            columns: dataset.columns(),
+            transforms: DataTransforms::of(spec),
+            horizon: spec.horizon,
+            state,
+            action,
+        };
+
+        let new = || Vec::<(usize, [Moments; 2])>::new();
+        let fold = |all: &mut Vec<_>, episode: &Episode| {
+            let mut moments = widths.map(Moments::new);
+            source.visit(episode, |i, batch| moments[i].update(batch));
+            all.push((episode.index, moments));
+        };
+        let parts = folded(dataset.episodes(), new, fold, |done| progress(done / 2, frames));
+        // Sums depend on their order, so it is that of the episodes.
+        let mut parts: Vec<_> = parts.into_iter().flatten().collect();
+        parts.sort_by_key(|(episode, _)| *episode);
+        let mut moments = widths.map(Moments::new);
+        for (_, part) in &parts {
+            moments.iter_mut().zip(part).for_each(|(all, part)| all.merge(part));
         }
+
+        let new = || moments.each_ref().map(Histograms::over);
+        let fold = |counts: &mut [Histograms; 2], episode: &Episode| {
+            source.visit(episode, |i, batch| counts[i].update(batch));
+        };
+        let parts = folded(dataset.episodes(), new, fold, |done| {
+            progress((frames + done) / 2, frames)
+        });
+        let mut histograms = new();
+        for part in &parts {
+            histograms.iter_mut().zip(part).for_each(|(all, part)| all.merge(part));
+        }
+
+        let ([state, actions], [states, chunks]) = (moments, histograms);
         Ok(NormStats {
-            state: state_stats.finish(),
-            actions: action_stats.finish(),
+            state: state.finish(&states),
+            actions: actions.finish(&chunks),
         })
     }
+}
+
+/// Where the numbers come from, and what happens to them before they are normalised.
+struct Source<'a> {
+    columns: &'a [Column],
+    transforms: DataTransforms,
+    horizon: usize,
+    state: Vector,
+    action: Vector,
+}
+
+impl Source<'_> {
+    /// Shows `see` what the normaliser will see of an episode: states, `[n, width]`, as 0, actions, `[n, width]`, as 1.
+    fn visit(&self, episode: &Episode, mut see: impl FnMut(usize, &[f64])) {
+        let (width, last) = (self.action.width(), episode.length.saturating_sub(1));
+        // Only deltas differ from chunk to chunk; the robot's own transforms are done once.
+        let mut actions = Vec::with_capacity(episode.length * width);
+        for frame in episode.start..episode.start + episode.length {
+            let from = actions.len();
+            actions.extend(self.action.row(self.columns, frame));
+            self.transforms.action(&mut actions[from..]);
+        }
+        let (mut states, mut chunks) = (Vec::new(), Vec::new());
+        for t in 0..episode.length {
+            let (state, chunk) = (states.len(), chunks.len());
+            states.extend(self.state.row(self.columns, episode.start + t));
+            self.transforms.state(&mut states[state..]);
+            for h in 0..self.horizon {
+                let at = (t + h).min(last) * width;
+                chunks.extend_from_slice(&actions[at..at + width]);
+            }
+            self.transforms.to_deltas(&mut chunks[chunk..], width, &states[state..]);
+            if chunks.len() > BLOCK {
+                see(1, &chunks);
+                chunks.clear();
+            }
+        }
+        see(0, &states);
+        see(1, &chunks);
+    }
+}
+
+/// Folds `episodes` on all cores, in no particular order, into one `S` a thread. `told` hears how many frames are done.
+fn folded<S: Send>(
+    episodes: &[Episode],
+    new: impl Fn() -> S + Sync,
+    fold: impl Fn(&mut S, &Episode) + Sync,
+    mut told: impl FnMut(usize),
+) -> Vec<S> {
+    let threads = thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(episodes.len().max(1));
+    let (next, (tell, hear)) = (AtomicUsize::new(0), mpsc::channel());
+    let work = |tell: mpsc::Sender<usize>| {
+        let mut made = new();
+        while let Some(episode) = episodes.get(next.fetch_add(1, Ordering::Relaxed)) {
+            fold(&mut made, episode);
+            // Nobody listens only if the thread below has panicked.
+            let _ = tell.send(episode.length);
+        }
+        made
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = std::iter::repeat_n(tell, threads)
+            .map(|tell| scope.spawn(|| work(tell)))
+            .collect();
+        let mut done = 0;
+        for frames in hear {
+            done += frames;
+            told(done);
+        }
+        let made = workers.into_iter().map(|worker| worker.join());
+        made.map(|made| made.unwrap_or_else(|panic| panic::resume_unwind(panic)))
+            .collect()
+    })
 }
 
 impl Stats {

@@ -1,139 +1,142 @@
-//! Mean, standard deviation and quantiles of vectors that arrive in batches.
+//! Mean, standard deviation and quantiles of very many vectors, in two passes: [`Moments`], then [`Histograms`] over the
+//! range that the first pass found. Both can be computed in parts and merged.
 //!
-//! Quantiles follow openpi's `shared/normalize.py`: 5000 equal bins over the range seen so far. When the range grows,
-//! the counts of each old bin move to the new bin that holds its left edge, and a quantile is the left edge of the bin
-//! in which the cumulated count reaches it, so a result is low by up to a bin for every time the range has grown.
-//! Unlike there, counts at the lower end survive a growing range, and mean and variance are merged by Chan's formula,
-//! which does not cancel.
+//! Quantiles are those of openpi's `shared/normalize.py`: 5000 equal bins over the range, and the left edge of the bin in
+//! which the cumulated count reaches the share. There the range grows while the bins fill, and counts are moved and
+//! partly lost; here a result is low by at most a bin. Moments are merged by Chan's formula, which does not cancel.
 
 use super::Stats;
 
 const BINS: usize = 5000;
-/// Margin of the first range, so that both ends lie inside (openpi).
+/// Margin of the range, so that both ends lie inside (openpi).
 const MARGIN: f64 = 1e-10;
 
-/// Statistics of vectors that arrive in batches.
+/// Moments and range of vectors, each list `[width]`.
 #[derive(Clone, Debug)]
-pub struct RunningStats {
+pub struct Moments {
     count: f64,
-    coordinates: Vec<Coordinate>,
-}
-
-#[derive(Clone, Debug)]
-struct Coordinate {
-    mean: f64,
+    mean: Vec<f64>,
     /// Sum of squared deviations from the mean.
-    deviation: f64,
-    min: f64,
-    max: f64,
-    histogram: Histogram,
+    deviation: Vec<f64>,
+    min: Vec<f64>,
+    max: Vec<f64>,
 }
 
-impl RunningStats {
-    /// For vectors of `width` numbers.
+impl Moments {
+    /// Of nothing yet.
     pub fn new(width: usize) -> Self {
-        let coordinate = Coordinate {
-            mean: 0.0,
-            deviation: 0.0,
-            min: f64::INFINITY,
-            max: f64::NEG_INFINITY,
-            histogram: Histogram {
-                low: 0.0,
-                high: 0.0,
-                counts: Vec::new(),
-            },
-        };
-        RunningStats {
+        Moments {
             count: 0.0,
-            coordinates: vec![coordinate; width],
+            mean: vec![0.0; width],
+            deviation: vec![0.0; width],
+            min: vec![f64::INFINITY; width],
+            max: vec![f64::NEG_INFINITY; width],
         }
     }
 
     /// Adds the finite vectors of `batch`, `[n, width]`.
     pub fn update(&mut self, batch: &[f64]) {
-        let width = self.coordinates.len();
-        let added = (batch.len() / width) as f64;
-        if added == 0.0 {
+        let width = self.mean.len();
+        let Some(first) = batch.get(..width) else { return };
+        let mut added = Moments::new(width);
+        added.count = (batch.len() / width) as f64;
+        // Sums of x - first and of its square: small numbers, wherever the mean is.
+        for row in batch.chunks_exact(width) {
+            for (i, x) in row.iter().enumerate() {
+                let shifted = x - first[i];
+                added.mean[i] += shifted;
+                added.deviation[i] += shifted * shifted;
+                added.min[i] = added.min[i].min(*x);
+                added.max[i] = added.max[i].max(*x);
+            }
+        }
+        for (i, first) in first.iter().enumerate() {
+            let sum = added.mean[i];
+            added.deviation[i] = (added.deviation[i] - sum * sum / added.count).max(0.0);
+            added.mean[i] = first + sum / added.count;
+        }
+        self.merge(&added);
+    }
+
+    /// Adds what `other` has seen.
+    pub fn merge(&mut self, other: &Moments) {
+        if other.count == 0.0 {
             return;
         }
-        let total = self.count + added;
-        for (i, coordinate) in self.coordinates.iter_mut().enumerate() {
-            let values = || batch[i..].iter().step_by(width).copied();
-            let mean = values().sum::<f64>() / added;
-            let deviation: f64 = values().map(|x| (x - mean) * (x - mean)).sum();
-            let shift = mean - coordinate.mean;
-            coordinate.mean += shift * added / total;
-            coordinate.deviation += deviation + shift * shift * self.count * added / total;
-            let (min, max) = values().fold((coordinate.min, coordinate.max), |(l, h), x| (l.min(x), h.max(x)));
-            if self.count == 0.0 {
-                let (low, high) = (min - MARGIN, max + MARGIN);
-                coordinate.histogram = Histogram {
-                    low,
-                    high,
-                    counts: vec![0; BINS],
-                };
-            } else if min < coordinate.min || max > coordinate.max {
-                coordinate.histogram.rebin(min, max);
-            }
-            (coordinate.min, coordinate.max) = (min, max);
-            values().for_each(|x| coordinate.histogram.add(x, 1));
+        let total = self.count + other.count;
+        for i in 0..self.mean.len() {
+            let shift = other.mean[i] - self.mean[i];
+            self.mean[i] += shift * other.count / total;
+            self.deviation[i] += other.deviation[i] + shift * shift * self.count * other.count / total;
+            self.min[i] = self.min[i].min(other.min[i]);
+            self.max[i] = self.max[i].max(other.max[i]);
         }
         self.count = total;
     }
 
-    /// The statistics of everything added; of nothing, they are NaN.
-    pub fn finish(&self) -> Stats {
-        let each = |f: &dyn Fn(&Coordinate) -> f64| self.coordinates.iter().map(f).collect();
+    /// The statistics, with quantiles from `histograms` of the same vectors; of nothing, they are NaN.
+    pub fn finish(self, histograms: &Histograms) -> Stats {
         Stats {
-            mean: each(&|c| c.mean),
-            std: each(&|c| (c.deviation / self.count).sqrt()),
-            q01: Some(each(&|c| c.histogram.quantile(0.01))),
-            q99: Some(each(&|c| c.histogram.quantile(0.99))),
+            std: self.deviation.iter().map(|d| (d / self.count).sqrt()).collect(),
+            mean: self.mean,
+            q01: Some(histograms.quantiles(0.01)),
+            q99: Some(histograms.quantiles(0.99)),
         }
     }
 }
 
-/// Counts in equal bins over `[low, high]`.
+/// Counts in equal bins over the range of each coordinate.
 #[derive(Clone, Debug)]
-struct Histogram {
-    low: f64,
-    high: f64,
+pub struct Histograms {
+    low: Vec<f64>,
+    /// Width of a bin.
+    bin: Vec<f64>,
+    /// `[width, BINS]`
     counts: Vec<u64>,
 }
 
-impl Histogram {
-    fn edge(&self, bin: usize) -> f64 {
-        self.low + (self.high - self.low) * bin as f64 / BINS as f64
-    }
-
-    fn add(&mut self, x: f64, count: u64) {
-        // A range of zero width gives NaN or infinity here, which the cast turns into a bin all the same.
-        let bin = (x - self.low) / (self.high - self.low) * BINS as f64;
-        self.counts[(bin as usize).min(BINS - 1)] += count;
-    }
-
-    fn rebin(&mut self, low: f64, high: f64) {
-        let old = std::mem::replace(
-            self,
-            Histogram {
-                low,
-                high,
-                counts: vec![0; BINS],
-            },
-        );
-        for (bin, count) in old.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
-            self.add(old.edge(bin), *count);
+impl Histograms {
+    /// Empty, over the range that `moments` has found.
+    pub fn over(moments: &Moments) -> Self {
+        let bin = |(low, high): (&f64, &f64)| ((high + MARGIN) - (low - MARGIN)) / BINS as f64;
+        Histograms {
+            low: moments.min.iter().map(|low| low - MARGIN).collect(),
+            bin: moments.min.iter().zip(&moments.max).map(bin).collect(),
+            counts: vec![0; moments.mean.len() * BINS],
         }
     }
 
-    fn quantile(&self, q: f64) -> f64 {
-        let target = q * self.counts.iter().sum::<u64>() as f64;
-        let mut reached = 0;
-        let bin = self.counts.iter().position(|count| {
-            reached += count;
-            reached as f64 >= target
-        });
-        self.edge(bin.unwrap_or(0))
+    /// Counts the vectors of `batch`, `[n, width]`, which lie in the range.
+    pub fn update(&mut self, batch: &[f64]) {
+        for row in batch.chunks_exact(self.low.len().max(1)) {
+            for (i, x) in row.iter().enumerate() {
+                // A range of zero width gives NaN here, which the cast turns into a bin all the same.
+                let bin = ((x - self.low[i]) / self.bin[i]) as usize;
+                self.counts[i * BINS + bin.min(BINS - 1)] += 1;
+            }
+        }
+    }
+
+    /// Adds the counts of `other`, over the same range.
+    pub fn merge(&mut self, other: &Histograms) {
+        self.counts
+            .iter_mut()
+            .zip(&other.counts)
+            .for_each(|(to, from)| *to += from);
+    }
+
+    /// The left edges of the bins that reach the share `q` of all counts.
+    fn quantiles(&self, q: f64) -> Vec<f64> {
+        let quantile = |(i, counts): (usize, &[u64])| {
+            let target = q * counts.iter().sum::<u64>() as f64;
+            let mut reached = 0;
+            let bin = counts.iter().position(|count| {
+                reached += count;
+                reached as f64 >= target
+            });
+            self.low[i] + self.bin[i] * bin.unwrap_or(0) as f64
+        };
+        self.counts.chunks_exact(BINS).enumerate().map(quantile).collect()
     }
 }
 
@@ -141,15 +144,21 @@ impl Histogram {
 mod tests {
     use super::*;
 
+    fn stats(width: usize, batches: &[&[f64]]) -> Stats {
+        let mut moments = Moments::new(width);
+        batches.iter().for_each(|batch| moments.update(batch));
+        let mut histograms = Histograms::over(&moments);
+        batches.iter().for_each(|batch| histograms.update(batch));
+        moments.finish(&histograms)
+    }
+
     #[test]
     fn batches_give_the_moments_and_quantiles_of_the_whole() {
         // A skewed sequence around a large mean, its range growing with every batch.
         let all: Vec<f64> = (0..20_000)
             .map(|i| 1e6 + ((i * 7919) % 20_011) as f64 * (1.0 + i as f64 / 5e3))
             .collect();
-        let mut running = RunningStats::new(1);
-        all.chunks(1234).for_each(|batch| running.update(batch));
-        let stats = running.finish();
+        let stats = stats(1, &all.chunks(1234).collect::<Vec<_>>());
         let n = all.len() as f64;
         let mean = all.iter().sum::<f64>() / n;
         let std = (all.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt();
@@ -157,34 +166,46 @@ mod tests {
         assert!((stats.std[0] / std - 1.0).abs() < 1e-10);
         let mut sorted = all.clone();
         sorted.sort_by(f64::total_cmp);
-        let bin = (sorted[sorted.len() - 1] - sorted[0]) / BINS as f64;
+        let bin = (sorted[sorted.len() - 1] - sorted[0] + 2.0 * MARGIN) / BINS as f64;
         for (found, q) in [(stats.q01.unwrap()[0], 0.01), (stats.q99.unwrap()[0], 0.99)] {
-            let exact = sorted[(q * n) as usize];
-            // 17 batches, so the range grew at most 16 times.
-            assert!(
-                found <= exact && found > exact - 17.0 * bin,
-                "{q}: {found} against {exact}"
-            );
+            let exact = sorted[(q * n) as usize - 1];
+            assert!(found <= exact && found > exact - bin, "{q}: {found} against {exact}");
         }
     }
 
     #[test]
     fn a_constant_coordinate_keeps_its_value() {
-        let mut running = RunningStats::new(2);
-        running.update(&[3.0, 0.0, 3.0, 1.0]);
-        running.update(&[3.0, 2.0]);
-        let stats = running.finish();
-        assert_eq!((stats.mean[0], stats.std[0]), (3.0, 0.0));
-        assert!((stats.q01.unwrap()[0] - 3.0).abs() < 1e-9 && (stats.q99.unwrap()[0] - 3.0).abs() < 1e-9);
+        for constant in [3.0, -1e9] {
+            let stats = stats(2, &[&[constant, 0.0, constant, 1.0], &[], &[constant, 2.0]]);
+            assert_eq!((stats.mean[0], stats.std[0]), (constant, 0.0));
+            assert_eq!(stats.mean[1], 1.0);
+            for q in [stats.q01.unwrap()[0], stats.q99.unwrap()[0]] {
+                assert!((q - constant).abs() < 1e-9, "{q}");
+            }
+        }
     }
 
     #[test]
-    fn no_count_is_lost_when_the_range_grows() {
-        let mut running = RunningStats::new(1);
-        for step in 0..50 {
-            running.update(&[0.0, f64::from(step), -f64::from(step * step)]);
-            let counted: u64 = running.coordinates[0].histogram.counts.iter().sum();
-            assert_eq!(counted as f64, running.count);
+    fn parts_merge_into_the_whole() {
+        let all: Vec<f64> = (0..600).map(|i| f64::from((i * 37) % 101) - 7.0).collect();
+        let (a, b) = all.split_at(202);
+        let mut moments = Moments::new(2);
+        for part in [a, b] {
+            let mut own = Moments::new(2);
+            own.update(part);
+            moments.merge(&own);
+        }
+        let mut histograms = Histograms::over(&moments);
+        for part in [b, a] {
+            let mut own = Histograms::over(&moments);
+            own.update(part);
+            histograms.merge(&own);
+        }
+        assert_eq!(histograms.counts.iter().sum::<u64>(), 600);
+        let (merged, whole) = (moments.finish(&histograms), stats(2, &[&all]));
+        assert_eq!((merged.q01, merged.q99), (whole.q01, whole.q99));
+        for i in 0..2 {
+            assert!((merged.mean[i] - whole.mean[i]).abs() < 1e-12 && (merged.std[i] - whole.std[i]).abs() < 1e-12);
         }
     }
 }

@@ -17,13 +17,18 @@ pub struct StartFrames {
     pub count: usize,
     /// Whether the episode is a success.
     pub positive: bool,
+    /// The dataset it belongs to, where several are mixed.
+    pub source: usize,
 }
 
-/// Draws start frames, independently and with replacement.
+/// Draws start frames, with replacement.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     key: Key,
     classes: Classes,
+    /// Consecutive chunks of a chain (L), and the frames from one to the next.
+    chain: usize,
+    stride: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -33,15 +38,31 @@ enum Classes {
 }
 
 impl Sampler {
-    /// Draws from `starts`. With a `positive_batch_ratio` in `[0, 1]`, exactly `round(batch_size * ratio)` slots of
-    /// each batch come from successful episodes and the rest from failures; each slot is uniform over the frames of its
-    /// class. Without it, or if one class has no frames, slots are uniform over all frames.
+    /// Draws from `starts`, each slot on its own. With a `positive_batch_ratio` in `[0, 1]`, exactly
+    /// `round(batch_size * ratio)` slots of each batch come from successful episodes and the rest from failures; each
+    /// slot is uniform over the frames of its class. Without it, or if one class has no frames, slots are uniform over
+    /// all frames.
     ///
     /// # Errors
     /// [`DataError::Spec`] if there is nothing to draw from or the ratio is outside `[0, 1]`.
     pub fn new(seed: u64, starts: &[StartFrames], positive_batch_ratio: Option<f64>) -> Result<Self, DataError> {
-        let all = Pool::new(starts.iter());
-        if all.total == 0 {
+        Sampler::mixed(seed, starts, positive_batch_ratio, &[])
+    }
+
+    /// The same over several datasets: a slot first chooses among those that have a frame of its class, in proportion
+    /// to `weights[source]`, then a frame of it. Without weights all frames are equally likely.
+    ///
+    /// # Errors
+    /// Those of [`Sampler::new`].
+    pub fn mixed(
+        seed: u64,
+        starts: &[StartFrames],
+        positive_batch_ratio: Option<f64>,
+        weights: &[f64],
+    ) -> Result<Self, DataError> {
+        let pool = |of: &dyn Fn(&StartFrames) -> bool| Pool::new(starts.iter().filter(|s| of(s)), weights);
+        let all = pool(&|_| true);
+        if all.is_empty() {
             return Err(DataError::Spec {
                 field: "episodes",
                 reason: "the chosen episodes offer no frame to start a chunk from; choose longer ones".to_owned(),
@@ -56,10 +77,9 @@ impl Sampler {
                 });
             }
             Some(ratio) => {
-                let positive = Pool::new(starts.iter().filter(|s| s.positive));
-                let negative = Pool::new(starts.iter().filter(|s| !s.positive));
-                if positive.total == 0 || negative.total == 0 {
-                    let missing = if positive.total == 0 { "successful" } else { "failed" };
+                let (positive, negative) = (pool(&|s| s.positive), pool(&|s| !s.positive));
+                if positive.is_empty() || negative.is_empty() {
+                    let missing = if positive.is_empty() { "successful" } else { "failed" };
                     tracing::warn!(
                         "positive_batch_ratio = {ratio} cannot be met: no frame of a {missing} episode to draw, so frames \
                          are drawn uniformly"
@@ -77,60 +97,133 @@ impl Sampler {
         Ok(Sampler {
             key: Key::stream(seed, Stream::Sampler),
             classes,
+            chain: 1,
+            stride: 1,
         })
     }
 
-    /// How many slots of a batch come from successful episodes; `None` where slots are not divided.
+    /// Draws chains of `length` chunks instead of single ones: each but the first of a chain starts `stride` frames after
+    /// the one before. Where no start is left that far on in the episode, the rest of the chain is drawn anew. With
+    /// balanced classes, `round(chains * ratio)` chains of a batch come from successful episodes.
+    pub fn chained(self, length: usize, stride: usize) -> Sampler {
+        Sampler {
+            chain: length.max(1),
+            stride,
+            ..self
+        }
+    }
+
+    /// How many chains of a batch come from successful episodes (without chains: how many slots); `None` where they are
+    /// not divided.
     pub fn positives(&self, batch_size: usize) -> Option<usize> {
         match &self.classes {
             Classes::Uniform(_) => None,
-            Classes::Balanced { ratio, .. } => Some((batch_size as f64 * ratio).round() as usize),
+            Classes::Balanced { ratio, .. } => Some((batch_size.div_ceil(self.chain) as f64 * ratio).round() as usize),
         }
     }
 
     /// The global start frames of one step's batch, `[B]`.
     pub fn draw(&self, step: u64, batch_size: usize) -> Vec<usize> {
         let key = self.key.fold(step);
+        let chains = batch_size.div_ceil(self.chain);
         let positives = self.positives(batch_size).unwrap_or(0);
-        let slot = |slot: usize| {
-            let pool = match &self.classes {
-                Classes::Uniform(all) => all,
-                Classes::Balanced { positive, negative, .. } => {
-                    // Spread over the batch, so that micro-batches and ranks get their share of each class.
-                    let is_positive = (slot + 1) * positives / batch_size > slot * positives / batch_size;
-                    if is_positive { positive } else { negative }
-                }
-            };
-            pool.frame(key.below(slot as u64, pool.total as u64) as usize)
+        let pool_of = |chain: usize| match &self.classes {
+            Classes::Uniform(all) => all,
+            Classes::Balanced { positive, negative, .. } => {
+                // Spread over the batch, so that micro-batches and ranks get their share of each class.
+                let is_positive = (chain + 1) * positives / chains > chain * positives / chains;
+                if is_positive { positive } else { negative }
+            }
         };
-        (0..batch_size).map(slot).collect()
+        let mut frames: Vec<usize> = Vec::with_capacity(batch_size);
+        for slot in 0..batch_size {
+            let pool = pool_of(slot / self.chain);
+            let before = frames.last().filter(|_| slot % self.chain > 0);
+            let after = before.and_then(|frame| pool.later(*frame, self.stride));
+            frames.push(after.unwrap_or_else(|| pool.draw(key, slot as u64)));
+        }
+        frames
     }
 }
 
-/// Runs of consecutive frames, addressed as if they were one.
+/// Starts to draw from.
 #[derive(Clone, Debug)]
 struct Pool {
-    /// (frames before this run, first frame of this run)
-    runs: Vec<(usize, usize)>,
-    total: usize,
+    /// In proportion to their weights, which add up to one; a single one where frames are all alike.
+    parts: Vec<(f64, Runs)>,
 }
 
 impl Pool {
-    fn new<'a>(starts: impl Iterator<Item = &'a StartFrames>) -> Self {
-        let mut pool = Pool {
-            runs: Vec::new(),
-            total: 0,
-        };
-        for start in starts.filter(|s| s.count > 0) {
-            pool.runs.push((pool.total, start.first));
-            pool.total += start.count;
+    fn new<'a>(starts: impl Iterator<Item = &'a StartFrames>, weights: &[f64]) -> Self {
+        let mut parts: Vec<(f64, Runs)> = weights.iter().map(|weight| (*weight, Runs::default())).collect();
+        if parts.is_empty() {
+            parts.push((1.0, Runs::default()));
         }
-        pool
+        let last = parts.len() - 1;
+        for start in starts.filter(|s| s.count > 0) {
+            parts[start.source.min(last)].1.push(start);
+        }
+        parts.retain(|(weight, runs)| *weight > 0.0 && runs.total > 0);
+        let sum: f64 = parts.iter().map(|(weight, _)| weight).sum();
+        parts.iter_mut().for_each(|(weight, _)| *weight /= sum);
+        Pool { parts }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    fn draw(&self, key: Key, slot: u64) -> usize {
+        let mut rest = if self.parts.len() > 1 {
+            key.fold(SOURCE).uniform(slot)
+        } else {
+            0.0
+        };
+        let mut chosen = &self.parts[0].1;
+        for (weight, runs) in &self.parts {
+            chosen = runs;
+            rest -= weight;
+            if rest < 0.0 {
+                break;
+            }
+        }
+        chosen.frame(key.below(slot, chosen.total as u64) as usize)
+    }
+
+    /// The start `stride` frames after the start `frame` of the same episode, if there is one.
+    fn later(&self, frame: usize, stride: usize) -> Option<usize> {
+        let run = self.parts.iter().find_map(|(_, runs)| runs.end_of(frame))?;
+        (frame + stride < run).then_some(frame + stride)
+    }
+}
+
+/// Sub-space of the key of a step that chooses datasets: slots never reach it.
+const SOURCE: u64 = u64::MAX;
+
+/// Runs of consecutive frames, addressed as if they were one.
+#[derive(Clone, Debug, Default)]
+struct Runs {
+    /// (frames before this run, first frame of this run, frame after its last one), by frames.
+    runs: Vec<(usize, usize, usize)>,
+    total: usize,
+}
+
+impl Runs {
+    fn push(&mut self, start: &StartFrames) {
+        self.runs.push((self.total, start.first, start.first + start.count));
+        self.total += start.count;
     }
 
     fn frame(&self, i: usize) -> usize {
-        let (before, first) = self.runs[self.runs.partition_point(|(before, _)| *before <= i) - 1];
+        let (before, first, _) = self.runs[self.runs.partition_point(|(before, ..)| *before <= i) - 1];
         first + (i - before)
+    }
+
+    /// Where the run ends that holds `frame`.
+    fn end_of(&self, frame: usize) -> Option<usize> {
+        let after = self.runs.partition_point(|(_, first, _)| *first <= frame);
+        let (_, _, end) = self.runs.get(after.checked_sub(1)?)?;
+        (frame < *end).then_some(*end)
     }
 }
 
@@ -145,24 +238,28 @@ mod tests {
                 first: 0,
                 count: 10,
                 positive: true,
+                source: 0,
             },
             StartFrames {
                 episode: 1,
                 first: 30,
                 count: 0,
                 positive: false,
+                source: 0,
             },
             StartFrames {
                 episode: 2,
                 first: 50,
                 count: 40,
                 positive: false,
+                source: 0,
             },
             StartFrames {
                 episode: 3,
                 first: 200,
                 count: 50,
                 positive: true,
+                source: 0,
             },
         ]
     }
@@ -227,6 +324,71 @@ mod tests {
                 .all(|c| (550..790).contains(c))
         );
         assert!(counts[50..90].iter().all(|c| (2750..3250).contains(c)));
+    }
+
+    #[test]
+    fn chains_go_on_through_their_episode() {
+        let (length, stride) = (4, 7);
+        let sampler = Sampler::new(1, &starts(), Some(0.5)).unwrap().chained(length, stride);
+        let episode = |frame: usize| {
+            starts()
+                .into_iter()
+                .find(|s| (s.first..s.first + s.count).contains(&frame))
+        };
+        let (mut linked, mut broken) = (0, 0);
+        for step in 0..100 {
+            let drawn = sampler.draw(step, 16);
+            for chain in drawn.chunks(length) {
+                let classes = chain.iter().map(|f| episode(*f).unwrap().positive);
+                assert!(
+                    classes.clone().all(|c| c) || classes.clone().all(|c| !c),
+                    "a chain has one class"
+                );
+                for pair in chain.windows(2) {
+                    let room = episode(pair[0]) == episode(pair[0] + stride);
+                    assert!(!room || pair[1] == pair[0] + stride, "{pair:?}");
+                    linked += usize::from(room);
+                    broken += usize::from(!room);
+                }
+            }
+            let positive = drawn.iter().filter(|f| episode(**f).unwrap().positive).count();
+            assert_eq!(positive, 8);
+        }
+        assert!(
+            linked > 400 && broken > 100,
+            "{linked} links, {broken} ends of episodes"
+        );
+        let single = Sampler::new(1, &starts(), Some(0.5)).unwrap();
+        assert_eq!(single.clone().chained(1, stride).draw(3, 16), single.draw(3, 16));
+    }
+
+    #[test]
+    fn datasets_are_mixed_by_weight_within_each_class() {
+        let starts: Vec<_> = starts()
+            .into_iter()
+            .map(|s| StartFrames {
+                source: s.episode / 3,
+                ..s
+            })
+            .collect();
+        // Dataset 0: ten positive and forty negative starts. Dataset 1: fifty positive ones. Dataset 2: nothing.
+        let of = |frames: &[usize], range: std::ops::Range<usize>| frames.iter().filter(|f| range.contains(f)).count();
+        let draw = |ratio, weights: &[f64]| -> Vec<usize> {
+            let sampler = Sampler::mixed(2, &starts, ratio, weights).unwrap();
+            (0..100).flat_map(|step| sampler.draw(step, 100)).collect()
+        };
+        let drawn = draw(None, &[3.0, 1.0, 5.0]);
+        let (first, second) = (of(&drawn, 0..100), of(&drawn, 200..250));
+        assert_eq!(first + second, 10_000);
+        assert!((7300..7700).contains(&first), "{first}");
+        assert!(
+            (1300..1700).contains(&of(&drawn, 0..10)),
+            "a dataset's frames are alike"
+        );
+        let drawn = draw(Some(0.5), &[3.0, 1.0, 5.0]);
+        assert!((3600..3900).contains(&of(&drawn, 0..10)));
+        assert_eq!(of(&drawn, 50..90), 5000, "only one dataset has failures");
+        assert_eq!(draw(None, &[1.0]), draw(None, &[]));
     }
 
     #[test]

@@ -2,18 +2,19 @@
 
 use super::chunks::{Boundary, ChunkRule};
 use super::labels::{EpisodeEnd, RewardMode};
-use super::transforms::{ALOHA_DIM, NormKind};
-use super::{Column, DataError, Dataset};
+use super::repack::{Parts, Vector};
+use super::transforms::{Kind, NormKind};
+use super::{DataError, Dataset};
 
 /// How a dataset becomes batches. Plain data; [`DataSpec::check`] says whether it fits a dataset.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataSpec {
     /// The model's cameras in the model's order, and the dataset feature each one shows.
     pub cameras: Vec<CameraSpec>,
-    /// Dataset feature of the robot state, such as `observation.state`.
-    pub state_key: String,
-    /// Dataset feature of the action, such as `action`.
-    pub action_key: String,
+    /// Dataset features of the robot state, such as `observation.state`.
+    pub state_key: Parts,
+    /// Dataset features of the action, such as `action`.
+    pub action_key: Parts,
     /// S: images are letterboxed to S x S pixels.
     pub image_size: usize,
     /// A: width of state and actions in the model; narrower ones are zero padded after normalisation.
@@ -37,8 +38,8 @@ pub struct DataSpec {
     /// Success of the episodes of a dataset without success and reward columns (demonstrations: `Some(true)`); `None`
     /// refuses such a dataset.
     pub default_success: Option<bool>,
-    /// Convert ALOHA joints and grippers to the space π₀ was trained in.
-    pub adapt_to_pi: bool,
+    /// The robot's own transforms of state and action, in order.
+    pub transforms: Vec<Kind>,
     /// Coordinates in which actions are relative to the chunk's first state (`use_delta_joint_actions`); `None`: none.
     pub delta_mask: Option<Vec<bool>>,
     /// Which statistics normalise state and actions.
@@ -98,12 +99,12 @@ impl DataSpec {
         }
     }
 
-    /// Whether the settings make sense together and fit `dataset`; returns the positions of its state and action
-    /// columns, which are finite throughout.
+    /// Whether the settings make sense together and fit `dataset`; returns how its state and action are read, which
+    /// are finite throughout.
     ///
     /// # Errors
     /// [`DataError::Spec`] names the setting; unknown features and cameras list what exists; NaN names file and row.
-    pub fn check(&self, dataset: &dyn Dataset) -> Result<(usize, usize), DataError> {
+    pub fn check(&self, dataset: &dyn Dataset) -> Result<(Vector, Vector), DataError> {
         let (state, action) = self.check_vectors(dataset)?;
         for (field, value) in [
             ("image_size", self.image_size),
@@ -132,11 +133,11 @@ impl DataSpec {
                 format!("{value} is not a number to learn from")
             })?;
         }
-        for (field, column) in [("state_key", state), ("action_key", action)] {
-            let width = dataset.columns()[column].width;
-            require(width <= self.action_dim, field, || {
+        for (field, vector) in [("data.state_key", &state), ("data.action_key", &action)] {
+            require(vector.width() <= self.action_dim, field, || {
                 format!(
-                    "the feature is {width} wide, but the model takes {} (action_dim)",
+                    "it is {} wide, but the model takes {} (model.action_dim)",
+                    vector.width(),
                     self.action_dim
                 )
             })?;
@@ -145,41 +146,38 @@ impl DataSpec {
     }
 
     /// The part of [`DataSpec::check`] that norm stats need: horizon, features and the transforms on them.
-    pub fn check_vectors(&self, dataset: &dyn Dataset) -> Result<(usize, usize), DataError> {
+    pub fn check_vectors(&self, dataset: &dyn Dataset) -> Result<(Vector, Vector), DataError> {
         require(self.horizon > 0, "horizon", || {
             "a chunk has at least one step".to_owned()
         })?;
-        let positions = (
-            Column::find_finite(dataset, &self.state_key)?,
-            Column::find_finite(dataset, &self.action_key)?,
-        );
-        let (state, action) = (&dataset.columns()[positions.0], &dataset.columns()[positions.1]);
-        require(action.width == self.real_action_dim, "qchunking.action_dim", || {
+        let state = self.state_key.find("data.state_key", dataset)?;
+        let action = self.action_key.find("data.action_key", dataset)?;
+        require(action.width() == self.real_action_dim, "qchunking.action_dim", || {
             format!(
-                "it is {}, but `{}` is {} wide",
-                self.real_action_dim, action.key, action.width
+                "it is {}, but {} is {} wide",
+                self.real_action_dim,
+                self.action_key,
+                action.width()
             )
         })?;
-        if self.adapt_to_pi {
-            for column in [state, action] {
-                require(column.width == ALOHA_DIM, "adapt_to_pi", || {
-                    format!(
-                        "it is for ALOHA's {ALOHA_DIM} numbers, but `{}` is {} wide",
-                        column.key, column.width
-                    )
+        for transform in &self.transforms {
+            for (key, vector) in [(&self.state_key, &state), (&self.action_key, &action)] {
+                let (name, width) = (transform.name(), transform.width().unwrap_or(vector.width()));
+                require(width == vector.width(), "data.transforms", || {
+                    format!("`{name}` is for {width} numbers, but {key} is {} wide", vector.width())
                 })?;
             }
         }
         if let Some(mask) = &self.delta_mask {
-            let width = state.width.min(action.width);
-            require(mask.len() <= width, "delta_mask", || {
+            let width = state.width().min(action.width());
+            require(mask.len() <= width, "data.delta_mask", || {
                 format!(
                     "it has {} entries, but state and action share only {width} coordinates",
                     mask.len()
                 )
             })?;
         }
-        Ok(positions)
+        Ok((state, action))
     }
 }
 

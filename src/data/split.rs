@@ -77,6 +77,7 @@ mod tests {
             first: 10 * episode,
             count: 5,
             positive: true,
+            source: 0,
         };
         let train = EpisodeSplit::select(&[0, 1, 3].map(start), &[0, 2, 3]);
         assert_eq!(train.iter().map(|s| s.episode).collect::<Vec<_>>(), [0, 3]);

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kitoken::{Definition, InsertionPosition, Kitoken, SpecialTokenKind};
+use kitoken::{Definition, InsertionPosition, Kitoken, Processing, SpecialTokenKind};
 
 use super::DataError;
 use super::panics::caught;
@@ -19,15 +19,17 @@ use super::panics::caught;
 const PAD: i32 = 0;
 /// SentencePiece matches user-defined pieces (`<loc0001>`) in text, but never `<bos>` and the like.
 const IN_TEXT: &[SpecialTokenKind] = &[SpecialTokenKind::Priority];
+/// Names of a begin token, where no template says which it is.
+const BEGIN: [&str; 2] = ["<bos>", "<s>"];
 /// Bins of a state coordinate per unit: 256 over [-1, 1].
 const BINS_PER_UNIT: f64 = 128.0;
 
-/// A SentencePiece model, ready to make prompts. Thread-safe.
+/// A SentencePiece model or a `tokenizer.json`, ready to make prompts. Thread-safe.
 #[derive(Debug)]
 pub struct PromptTokenizer {
     pieces: Kitoken,
     bos: i32,
-    /// One more than the largest id.
+    /// One more than the largest id that a prompt can have.
     ids: usize,
     warned: AtomicBool,
 }
@@ -44,10 +46,10 @@ pub struct TokenizedPrompt {
 }
 
 impl PromptTokenizer {
-    /// Reads a `.model` file.
+    /// Reads a SentencePiece `.model` or a `tokenizer.json` of the `tokenizers` library.
     ///
     /// # Errors
-    /// [`DataError::Read`], or [`DataError::Tokenizer`] if it is something else than a model with a `<bos>` token.
+    /// [`DataError::Read`], or [`DataError::Tokenizer`] if it is something else than either with a begin token.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, DataError> {
         let path = path.as_ref();
         let data = fs::read(path).map_err(|source| DataError::Read {
@@ -57,31 +59,38 @@ impl PromptTokenizer {
         })?;
         let unusable = |reason: String| DataError::Tokenizer {
             path: path.to_owned(),
-            reason,
+            reason: reason.split_whitespace().collect::<Vec<_>>().join(" "),
         };
-        let pieces = caught(|| {
-            let definition = Definition::from_sentencepiece_slice(&data).map_err(|e| e.to_string())?;
-            let plain = definition.model.vocab().iter().map(|piece| piece.id);
-            let last = plain.chain(definition.specials.iter().map(|piece| piece.id)).max();
-            let pieces = Kitoken::from_definition(definition).map_err(|e| e.to_string())?;
-            Ok((pieces, last.map_or(0, |id| id as usize + 1)))
-        });
-        let pieces = pieces.map_err(|panic| unusable(format!("its parser gave up, {panic}")))?;
-        let (pieces, ids) = pieces.map_err(unusable)?;
-        let start = pieces
-            .config()
-            .templates
+        let read = caught(|| Self::parse(&data));
+        let read = read.map_err(|panic| unusable(format!("its parser gave up, {panic}")))?;
+        read.map_err(unusable)
+    }
+
+    /// Either form, told apart by the brace that opens a JSON file.
+    fn parse(data: &[u8]) -> Result<Self, String> {
+        let definition = if data.trim_ascii_start().starts_with(b"{") {
+            Definition::from_tokenizers_slice(data)
+        } else {
+            Definition::from_sentencepiece_slice(data)
+        };
+        let mut definition = definition.map_err(|e| e.to_string())?;
+        // A `tokenizer.json` may cut and pad, each part of a prompt by itself; the length of prompts is decided here.
+        let length = |p: &Processing| matches!(p, Processing::Pad { .. } | Processing::Truncate { .. });
+        definition.config.processing.retain(|p| !length(p));
+        let bos = begin(&definition)?;
+        let in_text = definition
+            .specials
             .iter()
-            .find(|t| t.position == InsertionPosition::SequenceStart);
-        let start = start.ok_or_else(|| unusable("it names no token that begins a sequence".to_owned()))?;
-        let bos = match pieces.encode(&start.content, true).as_deref() {
-            Ok([bos]) => *bos as i32,
-            _ => return Err(unusable(format!("`{}` is not one of its tokens", start.content))),
-        };
+            .filter(|s| s.kind != SpecialTokenKind::Control);
+        let ids = in_text.map(|special| special.id);
+        let ids = ids.chain(definition.model.vocab().iter().map(|piece| piece.id));
+        let last = ids.fold(bos, u32::max);
+        let bound = |id: u32| i32::try_from(id).map_err(|_| format!("a piece has the id {id}, which is too large"));
+        bound(last)?;
         Ok(PromptTokenizer {
-            pieces,
-            bos,
-            ids,
+            pieces: Kitoken::from_definition(definition).map_err(|e| e.to_string())?,
+            bos: bound(bos)?,
+            ids: last as usize + 1,
             warned: AtomicBool::new(false),
         })
     }
@@ -106,10 +115,10 @@ impl PromptTokenizer {
         };
         let mut tokens = vec![self.bos];
         for part in parts {
-            let ids = self.pieces.encode(&part, IN_TEXT);
-            let ids = ids.map_err(|e| DataError::Prompt {
+            let ids = caught(|| self.pieces.encode(&part, IN_TEXT).map_err(|e| e.to_string()));
+            let ids = ids.and_then(|ids| ids).map_err(|reason| DataError::Prompt {
                 prompt: text.to_owned(),
-                reason: e.to_string(),
+                reason,
             })?;
             tokens.extend(ids.into_iter().map(|id| id as i32));
         }
@@ -127,6 +136,29 @@ impl PromptTokenizer {
             mask,
             untruncated,
         })
+    }
+}
+
+/// The id of the token that begins a sequence: the one the tokenizer puts there itself, else one of the usual names.
+fn begin(definition: &Definition) -> Result<u32, String> {
+    let starts = [InsertionPosition::SequenceStart, InsertionPosition::SubSequenceStart];
+    let template = definition
+        .config
+        .templates
+        .iter()
+        .find(|t| starts.contains(&t.position));
+    let id = |name: &str| {
+        let special = definition.specials.iter().find(|s| s.bytes == name.as_bytes());
+        special.map(|special| special.id)
+    };
+    match template {
+        Some(template) => {
+            id(&template.content).ok_or_else(|| format!("`{}` is not one of its tokens", template.content))
+        }
+        None => BEGIN
+            .into_iter()
+            .find_map(id)
+            .ok_or_else(|| "it names no token that begins a sequence".to_owned()),
     }
 }
 

@@ -1,90 +1,83 @@
-//! Numbers between robot space and model space: ALOHA joints, delta actions, normalisation, padding, pixel range.
+//! Numbers between robot space and model space, in openpi's order: the robot's own transforms, delta actions,
+//! normalisation, padding; and back.
 //!
+//! The robot's own are named in `data.transforms`, one line each below. docs/EXTENDING.md adds one step by step.
 //! Everything is computed in f64 and rounded once, when a batch is written, as the Python original does implicitly.
-//! Source: openpi `policies/aloha_policy.py`, `transforms.py`.
+//! Source: openpi `transforms.py`.
 
 use serde::{Deserialize, Serialize};
 
+pub use super::aloha::Aloha;
 use super::norm_stats::Stats;
 use super::{DataError, DataSpec};
 
-/// Width of an ALOHA state or action: per arm, six joints and a gripper.
-pub const ALOHA_DIM: usize = 14;
-/// Signs between ALOHA's joint directions and the ones π₀ was trained with.
-const JOINT_FLIP: [f64; ALOHA_DIM] = [1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0];
-const GRIPPERS: [usize; 2] = [6, 13];
+/// What a robot's numbers need before a model that was trained on others' can use them. Widths stay.
+pub trait Transform {
+    /// Coordinates that state and action must have; `None`: any number.
+    const WIDTH: Option<usize>;
 
-/// ALOHA gripper opening in metres at the normalised positions 0 and 1.
-const GRIPPER_LINEAR: (f64, f64) = (0.01844, 0.05800);
-/// Gripper linkage in metres: arm and horn.
-const GRIPPER_LINKAGE: (f64, f64) = (0.036, 0.022);
-/// Gripper angle in radians that π₀ calls 0 and 1.
-const PI_GRIPPER: (f64, f64) = (0.5476, 1.6296);
-/// Gripper angle in radians that ALOHA's leader calls 0 and 1.
-const LEADER_GRIPPER: (f64, f64) = (-0.6213, 1.4910);
+    /// Brings a state to the model's space, in place.
+    fn state(state: &mut [f64]);
 
-/// Brings an ALOHA state `[14]` to π₀'s joint space, in place.
-pub fn adapt_state_to_pi(state: &mut [f64]) {
-    flip(state);
-    for gripper in GRIPPERS {
-        let metres = denormalize(state[gripper], GRIPPER_LINEAR);
-        let (arm, horn) = GRIPPER_LINKAGE;
-        let sine = (horn * horn + metres * metres - arm * arm) / (2.0 * horn * metres);
-        state[gripper] = normalize(sine.clamp(-1.0, 1.0).asin(), PI_GRIPPER);
-    }
+    /// Brings one action to the model's space, in place.
+    fn action(action: &mut [f64]);
+
+    /// The inverse of [`Transform::action`].
+    fn action_to_robot(action: &mut [f64]);
 }
 
-/// Brings one ALOHA action `[14]` to π₀'s joint space, in place.
-pub fn adapt_action_to_pi(action: &mut [f64]) {
-    flip(action);
-    for gripper in GRIPPERS {
-        // π₀ counts the commanded angle in radians from its zero; upstream does not scale it.
-        action[gripper] = denormalize(action[gripper], LEADER_GRIPPER) - PI_GRIPPER.0;
-    }
-}
-
-/// The inverse of [`adapt_action_to_pi`].
-pub fn adapt_action_from_pi(action: &mut [f64]) {
-    flip(action);
-    for gripper in GRIPPERS {
-        action[gripper] = normalize(action[gripper] + PI_GRIPPER.0, LEADER_GRIPPER);
-    }
-}
-
-fn flip(joints: &mut [f64]) {
-    joints
-        .iter_mut()
-        .zip(JOINT_FLIP)
-        .for_each(|(joint, sign)| *joint *= sign);
-}
-
-fn normalize(x: f64, (zero, one): (f64, f64)) -> f64 {
-    (x - zero) / (one - zero)
-}
-
-fn denormalize(x: f64, (zero, one): (f64, f64)) -> f64 {
-    x * (one - zero) + zero
-}
-
-/// Delta mask of ALOHA: joints relative to the state, grippers absolute, `[14]`.
-pub fn aloha_delta_mask() -> Vec<bool> {
-    (0..ALOHA_DIM).map(|i| !GRIPPERS.contains(&i)).collect()
-}
-
-/// Subtracts (`sign` -1) or adds (+1) `state` in the masked coordinates of every action of `actions` (`[H, width]`).
-fn shift(actions: &mut [f64], width: usize, state: &[f64], mask: &[bool], sign: f64) {
-    for action in actions.chunks_exact_mut(width) {
-        for ((a, s), _) in action.iter_mut().zip(state).zip(mask).filter(|(_, masked)| **masked) {
-            *a += sign * s;
+/// Makes the choice of a configuration of the lines below.
+macro_rules! transforms {
+    ($($(#[$doc:meta])* $transform:ident = $name:literal;)+) => {
+        /// Names of the transforms in a configuration.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Kind {
+            $($(#[$doc])* #[serde(rename = $name)] $transform,)+
         }
-    }
+
+        impl Kind {
+            /// Its name in a configuration.
+            pub fn name(self) -> &'static str {
+                match self { $(Kind::$transform => $name,)+ }
+            }
+
+            /// [`Transform::WIDTH`].
+            pub fn width(self) -> Option<usize> {
+                match self { $(Kind::$transform => $transform::WIDTH,)+ }
+            }
+
+            fn state(self, state: &mut [f64]) {
+                match self { $(Kind::$transform => $transform::state(state),)+ }
+            }
+
+            fn action(self, action: &mut [f64]) {
+                match self { $(Kind::$transform => $transform::action(action),)+ }
+            }
+
+            fn action_to_robot(self, action: &mut [f64]) {
+                match self { $(Kind::$transform => $transform::action_to_robot(action),)+ }
+            }
+        }
+    };
+}
+
+transforms! {
+    /// ALOHA's joint directions and grippers (openpi's `adapt_to_pi`).
+    Aloha = "aloha";
+}
+
+/// openpi's `make_bool_mask`: `n` stands for n coordinates that are set, `-n` for n that are not, so that
+/// `[6, -1, 6, -1]` is a mask of 14. At most `limit` coordinates are made.
+pub fn mask(runs: &[i64], limit: usize) -> Vec<bool> {
+    let run = |n: &i64| std::iter::repeat_n(*n > 0, n.unsigned_abs().min(limit as u64) as usize);
+    runs.iter().flat_map(run).take(limit).collect()
 }
 
 /// openpi's data transforms: what is done to state and actions before normalisation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataTransforms {
-    /// Convert between ALOHA's and π₀'s joint space.
-    pub adapt_to_pi: bool,
+    /// The robot's own, in order.
+    pub robot: Vec<Kind>,
     /// Coordinates in which actions are relative to the chunk's first state; `None` leaves all absolute. Coordinates
     /// beyond its length are absolute.
     pub delta_mask: Option<Vec<bool>>,
@@ -94,35 +87,46 @@ impl DataTransforms {
     /// Those of a run.
     pub fn of(spec: &DataSpec) -> Self {
         DataTransforms {
-            adapt_to_pi: spec.adapt_to_pi,
+            robot: spec.transforms.clone(),
             delta_mask: spec.delta_mask.clone(),
         }
     }
 
     /// A state in place.
     pub fn state(&self, state: &mut [f64]) {
-        if self.adapt_to_pi {
-            adapt_state_to_pi(state);
-        }
+        self.robot.iter().for_each(|t| t.state(state));
+    }
+
+    /// One action in place, as far as that does not depend on a state: [`DataTransforms::to_deltas`] comes after.
+    pub fn action(&self, action: &mut [f64]) {
+        self.robot.iter().for_each(|t| t.action(action));
+    }
+
+    /// Makes the actions of a chunk, `[H, width]`, relative to its first state, transformed already.
+    pub fn to_deltas(&self, actions: &mut [f64], width: usize, state: &[f64]) {
+        self.shift(actions, width, state, -1.0);
     }
 
     /// The actions of a chunk in place, `[H, width]`; `state` is its first one, transformed already.
     pub fn actions(&self, actions: &mut [f64], width: usize, state: &[f64]) {
-        if self.adapt_to_pi {
-            actions.chunks_exact_mut(width).for_each(adapt_action_to_pi);
-        }
-        if let Some(mask) = &self.delta_mask {
-            shift(actions, width, state, mask, -1.0);
-        }
+        actions.chunks_exact_mut(width).for_each(|a| self.action(a));
+        self.to_deltas(actions, width, state);
     }
 
     /// The inverse of [`DataTransforms::actions`], for actions that leave the model.
     pub fn actions_to_robot(&self, actions: &mut [f64], width: usize, state: &[f64]) {
-        if let Some(mask) = &self.delta_mask {
-            shift(actions, width, state, mask, 1.0);
-        }
-        if self.adapt_to_pi {
-            actions.chunks_exact_mut(width).for_each(adapt_action_from_pi);
+        self.shift(actions, width, state, 1.0);
+        let back = |action: &mut [f64]| self.robot.iter().rev().for_each(|t| t.action_to_robot(action));
+        actions.chunks_exact_mut(width).for_each(back);
+    }
+
+    /// Adds `sign * state` in the masked coordinates of every action.
+    fn shift(&self, actions: &mut [f64], width: usize, state: &[f64], sign: f64) {
+        let Some(mask) = &self.delta_mask else { return };
+        for action in actions.chunks_exact_mut(width) {
+            for ((a, s), _) in action.iter_mut().zip(state).zip(mask).filter(|(_, masked)| **masked) {
+                *a += sign * s;
+            }
         }
     }
 }

@@ -15,6 +15,10 @@ use super::{Backend, Cost, DType, Gpu, Result, Shape, Storage, Tensor};
 const WORDS_PER_UNIT: usize = 16;
 const COPY_UNITS: usize = 64;
 
+/// Bytes of uploads that go through page-locked memory, which the copy engine reads while kernels run: pictures do,
+/// tables of a few kilobytes would not gain, and whole tensors would keep too much memory locked.
+const STAGED: std::ops::RangeInclusive<usize> = 256 << 10..=32 << 20;
+
 const COPY: RawKernel = RawKernel {
     entry: "copy_words",
     wgsl: include_str!("../../shaders/wgsl/copy_words.wgsl"),
@@ -39,7 +43,13 @@ impl Gpu {
         padded.resize(bytes.len().next_multiple_of(8).max(8), 0);
         let storage = match self.backend() {
             Backend::Wgpu(c) => Storage::Pool(c.create(Bytes::from_bytes_vec(padded))),
-            Backend::Cuda(c) => Storage::Pool(c.create(Bytes::from_bytes_vec(padded))),
+            Backend::Cuda(c) => {
+                let mut data = Bytes::from_bytes_vec(padded);
+                if STAGED.contains(&data.len()) {
+                    c.staging(std::iter::once(&mut data), false);
+                }
+                Storage::Pool(c.create(data))
+            }
             Backend::Dry(c) => Storage::Pool(c.empty(padded.len())),
             Backend::Null => Storage::None,
         };

@@ -177,8 +177,20 @@ impl ParamStore {
     }
 
     /// Overwrites every tensor that `values` gives.
-    pub fn write(&self, gpu: &Gpu, mut values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>) {
-        for (tensor, ranges) in self.named() {
+    pub fn write(&self, gpu: &Gpu, values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>) {
+        self.write_by(gpu, |_| (), values);
+    }
+
+    /// The same, those with the least `order` first: where reading is cheap in some order.
+    pub fn write_by<K: Ord>(
+        &self,
+        gpu: &Gpu,
+        order: impl Fn(&ParamTensor) -> K,
+        mut values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>,
+    ) {
+        let mut all = self.named();
+        all.sort_by_cached_key(|(tensor, _)| order(tensor));
+        for (tensor, ranges) in all {
             let Some(values) = values(&tensor) else { continue };
             assert_eq!(values.len(), tensor.len(), "{}", tensor.name);
             let mut at = 0;

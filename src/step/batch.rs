@@ -56,6 +56,8 @@ pub struct MicroBatch {
     pub current: Observations,
     /// The observations H steps later, of all B samples (those not needed are left out on the device).
     pub next: Observations,
+    /// The sample whose current observation is this one's next, so that one prefix serves both, `[B]`.
+    pub next_is: Vec<Option<usize>>,
     /// `[B, H, A]`
     pub actions: Vec<f32>,
     /// `[B, H]`
@@ -91,8 +93,11 @@ impl MicroBatch {
 pub struct Who {
     /// Samples whose candidates are drawn: those with weight.
     pub actors: Vec<usize>,
-    /// Samples that bootstrap from the next observation.
+    /// Samples that bootstrap from the next observation: first those whose next observation has a prefix of its own,
+    /// then those whose next one is another sample's current one.
     pub boots: Vec<usize>,
+    /// Number of the former.
+    pub alone: usize,
     /// Samples that are cloned.
     pub cloned: Vec<usize>,
 }
@@ -100,15 +105,21 @@ pub struct Who {
 impl Who {
     /// By weights; everyone where nothing may be skipped.
     pub fn new(batch: &MicroBatch, skip: bool, actor: bool) -> Who {
-        let pick = |keep: &dyn Fn(usize) -> bool| (0..batch.len()).filter(|&b| !skip || keep(b)).collect();
+        let pick =
+            |keep: &dyn Fn(usize) -> bool| -> Vec<usize> { (0..batch.len()).filter(|&b| !skip || keep(b)).collect() };
         let nobody = Vec::new();
+        let boots = pick(&|b| batch.discount[b] != 0.0);
+        let (mut boots, shared): (Vec<_>, Vec<_>) = boots.into_iter().partition(|&b| batch.next_is[b].is_none());
+        let alone = boots.len();
+        boots.extend(shared);
         Who {
             actors: if actor {
                 pick(&|b| batch.chunk_valid[b] != 0.0)
             } else {
                 nobody.clone()
             },
-            boots: pick(&|b| batch.discount[b] != 0.0),
+            boots,
+            alone,
             cloned: if actor { pick(&|b| batch.positive[b]) } else { nobody },
         }
     }

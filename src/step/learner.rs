@@ -146,7 +146,16 @@ impl Learner {
 
     /// Sets the tensors of π₀ that `values` gives; the average starts from them.
     pub fn load_pi0(&self, values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>) {
-        self.pi0.weights.write(&self.gpu, values);
+        self.load_pi0_by(|_| (), values);
+    }
+
+    /// The same, asking for those with the least `order` first.
+    pub fn load_pi0_by<K: Ord>(
+        &self,
+        order: impl Fn(&ParamTensor) -> K,
+        values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>,
+    ) {
+        self.pi0.weights.write_by(&self.gpu, order, values);
         if let Some(average) = &self.pi0.average {
             average.copy_from(&self.gpu, &self.pi0.weights);
         }

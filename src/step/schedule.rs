@@ -87,7 +87,9 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         .separate_prefixes
         .then(|| PrefixLayout::new(gpu, dims, &masks, layout.cache_rows));
     let learned_lines = layout.cache_rows + own.as_ref().map_or(0, |l| l.cache_rows);
-    let next_layout = PrefixLayout::new(gpu, dims, &batch.next.masks(&who.boots), learned_lines);
+    let (alone, shared) = who.boots.split_at(who.alone);
+    let current_of = |&i: &usize| batch.next_is[i].expect("a shared prefix has an owner");
+    let next_layout = PrefixLayout::new(gpu, dims, &batch.next.masks(alone), learned_lines);
     let kv_width = 2 * dims.attention().kv_width();
     let lines = learned_lines + next_layout.cache_rows;
     let per_layer = |rows: usize, dtype: DType| -> Vec<Tensor> {
@@ -112,14 +114,17 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     drop(images);
 
     gpu.phase(&[("next prefix forward", 1.0)]);
-    let next_state = gpu.upload_f32(&pick_rows(&batch.next.state, a, &who.boots), [boots, a]);
     let next_features = gpu.f32([boots, critic_dims.observation()]);
-    if boots > 0 {
-        let images = batch.next.images(gpu, dims.image_size, &who.boots);
+    if !alone.is_empty() {
+        let next_state = gpu.upload_f32(&pick_rows(&batch.next.state, a, alone), [alone.len(), a]);
+        let images = batch.next.images(gpu, dims.image_size, alone);
         let pass = PassOptions { keep: None, ..options };
         let next = prefix::forward(gpu, &net, &next_layout, &images, &next_state, &cache, pass);
         let pooled = features::forward(learner, &next_layout, &next, &next_state);
-        gpu.copy(&pooled, &next_features);
+        gpu.copy(&pooled, &next_features.rows(0..alone.len()));
+    }
+    for (j, i) in (alone.len()..).zip(shared.iter().map(current_of)) {
+        gpu.copy(&features.rows(i..i + 1), &next_features.rows(j..j + 1));
     }
 
     // ---- Candidates of s and targets of s': T Euler steps, all rows in the same launches.
@@ -135,7 +140,8 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     let of_actor = |i: &usize| layout.cached[*i];
     let runs: Vec<CachedRun> = (0..n)
         .flat_map(|_| who.actors.iter().map(of_actor))
-        .chain((0..boots).map(|j| next_layout.cached[j]))
+        .chain(next_layout.cached.iter().copied())
+        .chain(shared.iter().map(|i| layout.cached[current_of(i)]))
         .collect();
     let rows = Rows::new(gpu, h, &runs);
     let states = gpu.f32([t + 1, sequences * h * a]);

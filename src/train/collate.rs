@@ -32,6 +32,8 @@ pub struct Collator {
     pub augmentations: Vec<Kind>,
     /// Share of hidden units dropped in the critic loss.
     pub dropout: f64,
+    /// Let one prefix, with one draw of augmentation, serve a frame that is both a next and a current observation.
+    pub share_prefixes: bool,
 }
 
 impl Collator {
@@ -70,6 +72,7 @@ impl Collator {
         MicroBatch {
             current: self.observations(step, batch, samples, Moment::Current),
             next: self.observations(step, batch, samples, Moment::Next),
+            next_is: samples.iter().map(|&s| self.next_is(batch, samples, s)).collect(),
             actions: each(&batch.actions, chunk),
             action_valid: pick(&batch.action_valid, h, samples)
                 .into_iter()
@@ -88,6 +91,21 @@ impl Collator {
             dropout: self.dropout(key(Stream::Dropout), samples),
             totals,
         }
+    }
+
+    /// The one of `samples` that starts with what sample `s` ends with: the same frame under the same prompt.
+    fn next_is(&self, batch: &ChunkBatch, samples: &[usize], s: usize) -> Option<usize> {
+        let l = self.dims.max_token_len;
+        let prompt = |tokens: &[i32], mask: &[bool], s: usize| -> Vec<i32> {
+            let real = (s * l..(s + 1) * l).filter(|&i| mask[i]);
+            real.map(|i| tokens[i]).collect()
+        };
+        let starts_there = |&other: &usize| {
+            batch.index[other] == batch.next_index[s]
+                && prompt(&batch.tokens, &batch.token_mask, other)
+                    == prompt(&batch.next_tokens, &batch.next_token_mask, s)
+        };
+        self.share_prefixes.then(|| samples.iter().position(starts_there))?
     }
 
     /// Initial noise `[H, A]` of one candidate; `key` names the step and the sample.
@@ -212,4 +230,66 @@ impl Moment {
 fn pick<T: Copy>(values: &[T], width: usize, keep: &[usize]) -> Vec<T> {
     let row = |&r: &usize| values[r * width..(r + 1) * width].iter().copied();
     keep.iter().flat_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::train::setup;
+
+    fn chained(share: bool) -> (Collator, ChunkBatch) {
+        let mut config = Config::load("debug").expect("a preset");
+        config.acrlpd.chain_batches = if share { 2 } else { 1 };
+        let collator = setup::collator(&config);
+        let (l, b) = (collator.dims.max_token_len, 4);
+        let area = collator.dims.image_size * collator.dims.image_size * 3;
+        let width = collator.dims.action_dim;
+        let chunk = collator.dims.action_horizon * width;
+        let camera = |name: &String| CameraBatch {
+            name: name.clone(),
+            current: vec![7; b * area],
+            next: vec![9; b * area],
+            current_mask: vec![true; b],
+            next_mask: vec![true; b],
+        };
+        let tokens: Vec<i32> = (0..b * l).map(|i| i32::from(i % l < 3)).collect();
+        let batch = ChunkBatch {
+            images: collator.dims.cameras.iter().map(camera).collect(),
+            state: vec![0.0; b * width],
+            next_state: vec![0.0; b * width],
+            token_mask: tokens.iter().map(|t| *t == 1).collect(),
+            next_token_mask: tokens.iter().map(|t| *t == 1).collect(),
+            next_tokens: tokens.clone(),
+            tokens,
+            actions: vec![0.0; b * chunk],
+            action_valid: vec![true; b * collator.dims.action_horizon],
+            reward: vec![0.0; b],
+            discount: vec![1.0; b],
+            chunk_valid: vec![1.0; b],
+            is_positive: vec![true; b],
+            index: vec![0, 10, 30, 40],
+            next_index: vec![10, 20, 40, 50],
+            ..ChunkBatch::default()
+        };
+        (collator, batch)
+    }
+
+    #[test]
+    fn only_the_same_frame_under_the_same_prompt_shares_a_prefix() {
+        let links = |collator: &Collator, batch: &ChunkBatch| -> Vec<Option<usize>> {
+            let parts = collator.micro_batches(0, batch);
+            parts.into_iter().flat_map(|part| part.next_is).collect()
+        };
+        let (mut collator, mut batch) = chained(true);
+        collator.micro_batch = 4;
+        assert_eq!(links(&collator, &batch), [Some(1), None, Some(3), None]);
+        batch.tokens[collator.dims.max_token_len] = 2;
+        assert_eq!(links(&collator, &batch), [None, None, Some(3), None]);
+        // Links stay inside a micro-batch and count from its first sample.
+        collator.micro_batch = 2;
+        assert_eq!(links(&collator, &batch), [None, None, Some(1), None]);
+        let (collator, batch) = chained(false);
+        assert!(links(&collator, &batch).iter().all(Option::is_none));
+    }
 }

@@ -177,6 +177,7 @@ fn tensors<'a>(batch: &'a ChunkBatch, learner: &Learner) -> Vec<(String, Bytes<'
         of("episode_index", Dtype::I64, &[b], plain(&batch.episode_index)),
         of("frame_index", Dtype::I64, &[b], plain(&batch.frame_index)),
         of("index", Dtype::I64, &[b], plain(&batch.index)),
+        of("next_index", Dtype::I64, &[b], plain(&batch.next_index)),
     ];
     for camera in &batch.images {
         let name = |part: &str| format!("{}/{part}", camera.name);
@@ -265,5 +266,6 @@ fn read_batch(path: &Path, cameras: &[String], dims: &Pi0Dims) -> Result<ChunkBa
         episode_index: i64s("episode_index")?,
         frame_index: i64s("frame_index")?,
         index: i64s("index")?,
+        next_index: i64s("next_index")?,
     })
 }

@@ -25,7 +25,7 @@ pub struct Phase {
 }
 
 /// Costs of an optimizer step. Every sample has all configured cameras, is a success, carries weight and bootstraps:
-/// the most a step can cost.
+/// the most a step can cost. Chains of chunks are whole in the counted work, and broken in the memory.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     pub samples: usize,
@@ -63,19 +63,28 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
     let learner = setup::learner(&gpu, config)?;
     let metrics = Metrics::new(&learner, config.batch_size);
     gpu.take_record();
-    let (batch, micro) = (config.batch_size, config.micro_batch());
+    let batch = config.batch_size;
     let tokens = prompt_tokens.min(learner.dims.max_token_len);
-    for _ in 0..config.accumulation() {
-        schedule::micro_batch(&learner, &metrics, &fullest(config, micro, tokens), true);
-    }
-    let rates = Rates {
-        pi0: 0.0,
-        critic: 0.0,
-        temperature: 0.0,
+    let recorded = |chain: usize| -> Result<Record> {
+        for _ in 0..config.accumulation() {
+            schedule::micro_batch(&learner, &metrics, &fullest(config, tokens, chain), true);
+        }
+        let rates = Rates {
+            pi0: 0.0,
+            critic: 0.0,
+            temperature: 0.0,
+        };
+        optimizer::update(&learner, &metrics, 0, rates);
+        gpu.check()?;
+        Ok(gpu.take_record())
     };
-    optimizer::update(&learner, &metrics, 0, rates);
-    gpu.check()?;
-    let record = gpu.take_record();
+    // Chains may break anywhere, so memory has to do without them; work is counted with whole ones.
+    let mut record = recorded(1)?;
+    if config.acrlpd.chain_batches > 1 {
+        let peaks = record.peaks;
+        record = recorded(config.acrlpd.chain_batches)?;
+        record.peaks = peaks;
+    }
     let phases: Vec<Phase> = record
         .phases()
         .into_iter()
@@ -106,8 +115,9 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
     })
 }
 
-/// A micro-batch in which nothing can be left out.
-fn fullest(config: &Config, b: usize, tokens: usize) -> MicroBatch {
+/// A micro-batch of chains of `chain` chunks in which nothing else can be left out.
+fn fullest(config: &Config, tokens: usize, chain: usize) -> MicroBatch {
+    let b = config.micro_batch();
     let (dims, critic) = (config.pi0_dims(), config.critic_dims());
     let (h, chunk) = (dims.action_horizon, dims.action_horizon * dims.action_dim);
     let present: Vec<bool> = dims
@@ -140,6 +150,7 @@ fn fullest(config: &Config, b: usize, tokens: usize) -> MicroBatch {
     MicroBatch {
         current: observations(),
         next: observations(),
+        next_is: (0..b).map(|i| ((i + 1) % chain > 0).then_some(i + 1)).collect(),
         actions: vec![0.0; b * chunk],
         action_valid: vec![1.0; b * h],
         reward: vec![0.0; b],

@@ -71,6 +71,8 @@ pub trait Observer {
     fn stage(&mut self, what: &str);
     /// Statistics are being computed: frames done, frames in all.
     fn statistics(&mut self, done: usize, all: usize);
+    /// Weights are being loaded: parameters done, parameters in all.
+    fn weights(&mut self, _done: usize, _all: usize) {}
     fn begin(&mut self, preparation: &Preparation<'_>);
     /// A step was issued; `done` are issued in all.
     fn step(&mut self, done: u64);
@@ -137,7 +139,7 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
         None => {
             learner.init(config.seed);
             if let Some(weights) = &weights {
-                snapshot::load(&learner, weights)?;
+                snapshot::load(&learner, weights, |done, all| observer.weights(done, all))?;
             }
         }
     }

@@ -32,7 +32,7 @@ impl Source {
     /// # Errors
     /// A missing or broken dataset, statistics or tokenizer, and settings that do not fit the dataset.
     pub fn open(config: &Config, stats: Option<NormStats>, progress: impl FnMut(usize, usize)) -> Result<Source> {
-        let dataset = data::open(config.dataset_path()?)?;
+        let dataset = data::open_all(&config.datasets()?)?;
         let tokenizer = PromptTokenizer::from_file(config.tokenizer_path()?)?;
         fits(&tokenizer, config)?;
         let spec = config.data_spec();
@@ -52,11 +52,13 @@ impl Source {
         let episodes = EpisodeSplit::new(config.seed, dataset.episodes().len(), config.data.eval_fraction)?;
         let all = builder.starts();
         let of = |episodes: &[usize]| -> Vec<StartFrames> { EpisodeSplit::select(&all, episodes) };
-        let sampler = Sampler::new(config.seed, &of(&episodes.train), config.positive_batch_ratio())?;
+        let (seed, ratio, weights) = (config.seed, config.positive_batch_ratio(), &config.data.mix_weights);
+        let sampler = Sampler::mixed(seed, &of(&episodes.train), ratio, weights)?
+            .chained(config.acrlpd.chain_batches, config.model.action_horizon);
         let held_out = of(&episodes.eval);
         let drawable = held_out.iter().any(|s| s.count > 0);
         let held_out = drawable
-            .then(|| Sampler::new(config.seed, &held_out, None))
+            .then(|| Sampler::mixed(seed, &held_out, None, weights))
             .transpose()?;
         Ok(Source {
             builder: Arc::new(builder),
@@ -119,6 +121,7 @@ pub fn collator(config: &Config) -> Collator {
         augment: config.data.augment,
         augmentations: config.data.augmentations.clone(),
         dropout: config.critic.dropout_rate,
+        share_prefixes: config.acrlpd.chain_batches > 1,
     }
 }
 

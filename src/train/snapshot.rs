@@ -107,7 +107,7 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
         ema.check(&table(&learner.pi0.weights), "")?;
     }
 
-    load(learner, &params)?;
+    load(learner, &params, |_, _| ())?;
     if let (Some(average), Some(ema)) = (&learner.pi0.average, &ema) {
         fill(gpu, average, |t| ema.tensor(t))?;
     }
@@ -129,30 +129,37 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
     Ok(gpu.sync()?)
 }
 
-/// Checks that `weights` hold π₀ of these sizes, without a device.
+/// Checks that `weights` hold π₀ of these sizes, without a device; what they hold besides is named in a warning.
 ///
 /// # Errors
 /// Tensors that are missing or have another shape.
 pub fn check(dims: &Pi0Dims, weights: &Weights) -> Result<()> {
-    let table = tables::pi0(dims);
-    let unused = weights.check(&table, "")?;
+    const LISTED: usize = 10;
+    let unused = weights.check(&tables::pi0(dims), "")?;
     if !unused.is_empty() {
-        let (n, first) = (unused.len(), unused[0]);
-        tracing::warn!(
-            "{n} tensors of `{}` are not used, such as `{first}`",
-            weights.path().display()
-        );
+        let more = if unused.len() > LISTED { ", …" } else { "" };
+        let (n, path) = (unused.len(), weights.path().display());
+        let names = unused[..n.min(LISTED)].join("`, `");
+        tracing::warn!("{n} tensors of `{path}` are not used: `{names}`{more}");
     }
     Ok(())
 }
 
-/// Sets π₀ to `weights`; its average starts there. Call [`check`] first.
+/// Sets π₀ to `weights`; its average starts there. `progress` is told the parameters done and all of them. Call
+/// [`check`] first.
 ///
 /// # Errors
 /// As [`check`]; π₀ is half set then.
-pub fn load(learner: &Learner, weights: &Weights) -> Result<()> {
-    let mut failed = None;
-    learner.load_pi0(|t| or_note(weights.tensor(t), &mut failed));
+pub fn load(learner: &Learner, weights: &Weights, mut progress: impl FnMut(usize, usize)) -> Result<()> {
+    let (mut failed, mut done) = (None, 0);
+    let all = learner.pi0.weights.placement().table().len();
+    let order = |tensor: &ParamTensor| weights.position(&tensor.name);
+    learner.load_pi0_by(order, |tensor| {
+        let values = or_note(weights.tensor(tensor), &mut failed);
+        done += tensor.len();
+        progress(done, all);
+        values
+    });
     failed.map_or(Ok(()), |e| Err(e.into()))
 }
 

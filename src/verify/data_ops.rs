@@ -4,11 +4,10 @@
 //! device).
 
 use super::{Fixture, Kind, Report, Result, VerifyError, axes};
+use crate::data::aloha::{ALOHA_DELTAS, ALOHA_DIM};
 use crate::data::chunks::Running;
 use crate::data::resize::{resize_with_pad, resize_with_pad_f32};
-use crate::data::transforms::{
-    ALOHA_DIM, DataTransforms, Normalizer, adapt_action_to_pi, adapt_state_to_pi, aloha_delta_mask, pixel_to_model,
-};
+use crate::data::transforms::{self, Aloha, DataTransforms, Normalizer, Transform, mask, pixel_to_model};
 use crate::data::{NormKind, RgbImage, Stats};
 use crate::gpu::Gpu;
 use crate::ops::image;
@@ -139,21 +138,22 @@ impl Part<'_> {
         if wide < d {
             return Err(self.broken(format!("model_actions has {wide} coordinates, but the robot has {d}")));
         }
-        let mask: Vec<f32> = aloha_delta_mask().iter().map(|&m| m as u8 as f32).collect();
-        self.check("delta_dims", "", Kind::Exact, &mask)?;
+        let deltas = mask(&ALOHA_DELTAS, d);
+        let dims: Vec<f32> = deltas.iter().map(|&m| m as u8 as f32).collect();
+        self.check("delta_dims", "", Kind::Exact, &dims)?;
         let (mut state, mut actions) = (self.f64("state")?, self.f64("actions")?);
-        state.chunks_mut(d).for_each(adapt_state_to_pi);
-        actions.chunks_mut(d).for_each(adapt_action_to_pi);
+        state.chunks_mut(d).for_each(Aloha::state);
+        actions.chunks_mut(d).for_each(Aloha::action);
         self.rounded("state_pi", &state)?;
         self.rounded("actions_pi", &actions)?;
 
-        let transforms = |adapt_to_pi| DataTransforms {
-            adapt_to_pi,
-            delta_mask: Some(aloha_delta_mask()),
+        let transforms = |robot: &[transforms::Kind]| DataTransforms {
+            robot: robot.to_vec(),
+            delta_mask: Some(deltas.clone()),
         };
         let mut actions = self.f64("actions")?;
         for (state, chunk) in state.chunks(d).zip(actions.chunks_mut(h * d)) {
-            transforms(true).actions(chunk, d, state);
+            transforms(&[transforms::Kind::Aloha]).actions(chunk, d, state);
         }
         self.rounded("actions_pi_delta", &actions)?;
 
@@ -161,10 +161,10 @@ impl Part<'_> {
         let (state, mut absolute) = (self.f64("state_pi")?, self.f64("model_actions")?);
         let mut robot: Vec<f64> = absolute.chunks(wide).flat_map(|a| a[..d].to_vec()).collect();
         for (state, chunk) in state.chunks(d).zip(absolute.chunks_mut(h * wide)) {
-            transforms(false).actions_to_robot(chunk, wide, state);
+            transforms(&[]).actions_to_robot(chunk, wide, state);
         }
         for (state, chunk) in state.chunks(d).zip(robot.chunks_mut(h * d)) {
-            transforms(true).actions_to_robot(chunk, d, state);
+            transforms(&[transforms::Kind::Aloha]).actions_to_robot(chunk, d, state);
         }
         self.rounded("model_actions_absolute", &absolute)?;
         self.rounded("model_actions_robot", &robot)

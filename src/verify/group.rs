@@ -177,6 +177,7 @@ impl TrainingGroup {
         Ok(MicroBatch {
             current: picked("obs/")?,
             next: picked("next_obs/")?,
+            next_is: vec![None; range.len()],
             actions: part("actions", chunk)?,
             action_valid: valid,
             reward: part("rewards", 1)?,

@@ -288,7 +288,7 @@ const ROWS: &[Row] = &[
         |_| (),
         "TRAIN --resume --set=model.dims.expert_mlp=80",
         5,
-        &["params.safetensors` has", "in shape", "[model]"],
+        &["params.safetensors` does not fit", "of another shape", "[model]"],
     ),
     row(
         "saved without an average",

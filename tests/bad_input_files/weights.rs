@@ -121,7 +121,7 @@ const ROWS: &[Row] = &[
         |dir| edit(dir, |tensors| drop(tensors.remove(BIAS))),
         TRAIN,
         5,
-        &["w.safetensors` has no tensor `action_in_proj.bias` of shape [32]"],
+        &["w.safetensors` does not fit the model: 1 tensor is missing (`action_in_proj.bias` [32])"],
     ),
     row(
         "a tensor of another shape",
@@ -132,7 +132,10 @@ const ROWS: &[Row] = &[
         },
         TRAIN,
         5,
-        &["w.safetensors` has `action_in_proj.bias` in shape [31]", "[model]"],
+        &[
+            "1 tensor is of another shape (`action_in_proj.bias` is [31], not [32])",
+            "[model]",
+        ],
     ),
     row(
         "whole numbers",
@@ -143,7 +146,7 @@ const ROWS: &[Row] = &[
         },
         TRAIN,
         5,
-        &["w.safetensors` stores `action_in_proj.bias` as I32", "BF16"],
+        &["F16 and BF16 (`action_in_proj.bias` is I32)"],
     ),
     row(
         "π₀ for π₀.₅",
@@ -168,11 +171,14 @@ const ROWS: &[Row] = &[
         &["/shards` holds no weights", "model.safetensors.index.json"],
     ),
     row(
-        "of JAX",
-        |dir| fs::create_dir(dir.join("shards/params")).unwrap(),
+        "of JAX, without its arrays",
+        |dir| {
+            fs::create_dir(dir.join("shards/params")).unwrap();
+            fs::write(dir.join("shards/params/_METADATA"), "{\"tree_metadata\": {}}").unwrap();
+        },
         FOLDER,
         5,
-        &["/shards` holds no weights", "JAX checkpoint", "converted"],
+        &["/shards/params/manifest.ocdbt`"],
     ),
     row(
         "an index that is no JSON",

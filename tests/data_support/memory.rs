@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use acrlpd::data::{
-    BatchBuilder, Column, DataError, DataSpec, Dataset, DatasetInfo, Episode, Feature, FeatureKind, RgbImage,
+    BatchBuilder, Column, DataError, DataSpec, Dataset, DatasetInfo, Episode, Feature, FeatureKind, Parts, RgbImage,
 };
 
 /// Episodes of the given lengths; every second one succeeds. State and action say which frame they are.
@@ -97,7 +97,7 @@ pub fn spec() -> DataSpec {
     let mut spec = super::aloha_spec();
     spec.cameras.truncate(1);
     spec.cameras[0].dataset = Some("cam".to_owned());
-    spec.state_key = "state".to_owned();
+    spec.state_key = Parts::feature("state");
     spec.image_size = 2;
     spec.action_dim = 8;
     spec.real_action_dim = 3;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use acrlpd::data::labels::{EpisodeEnd, RewardMode};
 use acrlpd::data::{
-    Boundary, CameraSpec, DataSpec, Dataset, NormKind, NormStats, PromptSource, PromptTokenizer, Stats,
+    Boundary, CameraSpec, DataSpec, Dataset, NormKind, NormStats, Parts, PromptSource, PromptTokenizer, Stats,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -134,8 +134,8 @@ pub fn aloha_spec() -> DataSpec {
             camera("left_wrist_0_rgb", "cam_left_wrist"),
             camera("right_wrist_0_rgb", "cam_right_wrist"),
         ],
-        state_key: "observation.state".to_owned(),
-        action_key: "action".to_owned(),
+        state_key: Parts::feature("observation.state"),
+        action_key: Parts::feature("action"),
         image_size: 56,
         action_dim: 32,
         real_action_dim: 14,
@@ -147,7 +147,7 @@ pub fn aloha_spec() -> DataSpec {
         terminal_reward: 1.0,
         reward_scale: 1.0,
         default_success: None,
-        adapt_to_pi: false,
+        transforms: Vec::new(),
         delta_mask: None,
         norm: NormKind::ZScore,
         prompt: PromptSource::Task,

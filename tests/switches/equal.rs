@@ -1,6 +1,7 @@
 //! Switches that change how a step is computed, and not what comes out.
 
 use acrlpd::model::remat::Remat;
+use acrlpd::step::batch::{MicroBatch, Observations, Pictures};
 use acrlpd::step::config::{Features, Objective, StepConfig};
 
 use crate::bench::{Bench, Evaluation, LOSSES, assert_bits, assert_losses, assert_near};
@@ -89,6 +90,55 @@ fn cloning_may_have_a_prefix_of_its_own() {
         ..bench.config()
     });
     assert_equal("separate prefixes", &separate, &shared);
+}
+
+/// The fixture's batch as a chain: each sample ends with what the next one begins with.
+fn chain(bench: &Bench) -> MicroBatch {
+    let (mut batch, mut singles) = (bench.batches(1).remove(0), bench.batches(bench.group.batch));
+    let last = singles.pop().expect("the batch has samples");
+    let starts = singles.into_iter().skip(1).map(|single| single.current);
+    batch.next = starts
+        .chain([last.current, last.next])
+        .reduce(join)
+        .expect("there are two");
+    batch
+}
+
+fn join(mut all: Observations, one: Observations) -> Observations {
+    all.masks.cameras.extend(one.masks.cameras);
+    all.masks.prompts.extend(one.masks.prompts);
+    all.state.extend(one.state);
+    let (Pictures::Floats(pictures), Pictures::Floats(more)) = (&mut all.pictures, one.pictures) else {
+        panic!("fixtures hold floats");
+    };
+    pictures.extend(more);
+    all
+}
+
+#[test]
+fn a_chain_may_share_prefixes() {
+    let bench = Bench::open();
+    let plain = chain(&bench);
+    let b = plain.len();
+    let next_is = (0..b).map(|i| (i + 1 < b).then_some(i + 1)).collect();
+    let linked = MicroBatch {
+        next_is,
+        ..plain.clone()
+    };
+    for (skip_dead_rows, features) in [(false, Features::Embedding), (true, Features::Llm)] {
+        let config = StepConfig {
+            skip_dead_rows,
+            features,
+            ..bench.config()
+        };
+        let [apart, shared] = [&plain, &linked].map(|batch| bench.evaluate_on(config.clone(), &[batch.clone()], true));
+        let alone = shared.outcome.who.alone;
+        assert!(
+            alone <= 1 && alone < shared.outcome.who.boots.len(),
+            "{alone} next prefixes are left"
+        );
+        assert_equal(&format!("shared prefixes, {features:?}"), &shared, &apart);
+    }
 }
 
 #[test]
