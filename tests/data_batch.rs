@@ -157,7 +157,10 @@ fn norm_stats_are_numpys() {
         assert!(distance(ours.std.clone(), numpy("std")) < 1e-6, "{key}");
         for (name, ours) in [("q01", &ours.q01), ("q99", &ours.q99)] {
             for ((ours, exact), range) in ours.iter().flatten().zip(numpy(name)).zip(numpy("range")) {
-                assert!((exact - ours).abs() <= range / 5000.0 + 1e-9, "{key} {name}: {ours} {exact}");
+                assert!(
+                    (exact - ours).abs() <= range / 5000.0 + 1e-9,
+                    "{key} {name}: {ours} {exact}"
+                );
             }
         }
     }
