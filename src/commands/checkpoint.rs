@@ -7,6 +7,7 @@ use acrlpd::checkpoint::convert::{Converted, Names, Target, convert};
 use acrlpd::checkpoint::norms::{RoomDistance, RoomNorm, distances, networks, norms};
 use acrlpd::checkpoint::{self, Weights, state};
 use acrlpd::config::Config;
+use acrlpd::data::Place;
 use acrlpd::files;
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -170,12 +171,11 @@ fn export(args: &Export) -> Outcome {
     let config = Config::parse(&saved.config()?, folder.join(state::CONFIG))?;
     let asset = match &args.asset_id {
         Some(id) => id.clone(),
-        None => config
-            .dataset_path()?
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        // openpi's default is the dataset's public name.
+        None => match (config.data.repo_id.clone(), config.datasets()?.swap_remove(0)) {
+            (Some(name), _) | (None, Place::Name(name)) => name,
+            (None, Place::Folder(path)) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        },
     };
     let inside = |part: Component| matches!(part, Component::Normal(_));
     if asset.is_empty() || !Path::new(&asset).components().all(inside) {
