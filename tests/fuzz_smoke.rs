@@ -118,3 +118,8 @@ fn manifests() {
 fn safetensors() {
     run("safetensors");
 }
+
+#[test]
+fn orbax() {
+    run("orbax");
+}
