@@ -21,7 +21,8 @@ use tree::{Tree, jax_tree};
 
 /// Chunks of various sizes: whole, and divided as shards of several devices are.
 fn arrays(tree: &Tree, half: bool) -> Vec<Array> {
-    let array = |(i, (path, (shape, values))): (usize, (&String, &(Vec<usize>, Vec<f32>)))| {
+    let mut arrays = Vec::new();
+    for (i, (path, (shape, values))) in tree.iter().enumerate() {
         let mut chunks = shape.clone();
         let axis = i % (shape.len() + 1);
         if axis < shape.len() {
@@ -31,16 +32,15 @@ fn arrays(tree: &Tree, half: bool) -> Vec<Array> {
             true => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
             false => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         };
-        let dtype = if half { "bfloat16" } else { "<f4" };
-        Array {
+        arrays.push(Array {
             path: path.clone(),
-            dtype,
+            dtype: if half { "bfloat16" } else { "<f4" },
             shape: shape.clone(),
             chunks,
             bytes,
-        }
-    };
-    tree.iter().enumerate().map(array).collect()
+        });
+    }
+    arrays
 }
 
 #[test]
