@@ -166,11 +166,11 @@ pub fn orbax(data: &[u8]) {
     FOLDER.with(|folder| {
         let folder = folder.path().join("orbax");
         fs::create_dir_all(folder.join("d")).expect("a folder");
-        fs::write(folder.join("_METADATA"), metadata).expect("written");
-        fs::write(folder.join("d/data"), rest).expect("written");
+        put(&folder.join("_METADATA"), metadata);
+        put(&folder.join("d/data"), rest);
         for seal in [<[u8]>::to_vec as fn(&[u8]) -> Vec<u8>, framed] {
-            fs::write(folder.join("manifest.ocdbt"), seal(manifest)).expect("written");
-            fs::write(folder.join("d/nodes"), seal(nodes)).expect("written");
+            put(&folder.join("manifest.ocdbt"), &seal(manifest));
+            put(&folder.join("d/nodes"), &seal(nodes));
             let Ok(orbax) = Orbax::open(&folder) else {
                 continue;
             };
@@ -189,6 +189,12 @@ pub fn orbax(data: &[u8]) {
             drop(Weights::open(&folder));
         }
     });
+}
+
+/// A file with this content. It is a new one, because some file systems write what is overwritten to the disk at once.
+fn put(path: &Path, data: &[u8]) {
+    let _ = fs::remove_file(path);
+    fs::write(path, data).expect("written");
 }
 
 /// A manifest or node whose length and checksum are right.
