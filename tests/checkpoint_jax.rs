@@ -13,9 +13,11 @@ use std::fs;
 
 use acrlpd::checkpoint::{Weights, jax};
 use acrlpd::model::tables;
-use checkpoint_support::{golden_weights, read_plain, tiny};
+use assert_cmd::Command;
+use checkpoint_support::{EMBEDDING, golden_weights, read_plain, tiny, write_plain};
 use half::bf16;
 use orbax::Array;
+use safetensors::Dtype;
 use tempfile::TempDir;
 use tree::{Tree, jax_tree};
 
@@ -64,6 +66,29 @@ fn golden_weights_as_a_jax_checkpoint_load_to_the_same_bits() {
             }
         }
     }
+}
+
+/// A step from the JAX checkpoint is a step from the same weights in a file.
+#[test]
+fn training_starts_from_a_jax_checkpoint() {
+    let mut plain = read_plain(golden_weights(false));
+    // The shipped tokenizer has more pieces than the golden model.
+    let (shape, values) = plain.get_mut(EMBEDDING).unwrap();
+    shape[0] = 600;
+    values.resize(600 * shape[1], 0.01);
+    let dir = TempDir::new().unwrap();
+    write_plain(dir.path().join("file"), &plain, Dtype::F32);
+    orbax::write(&dir.path().join("jax/params"), &arrays(&jax_tree(&plain, false), false));
+    let train = |weights: &str| {
+        let mut command = Command::cargo_bin("acrlpd").unwrap();
+        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.args(["train", "--config=debug", "--max-steps=1", "--set=model.dims.vocab=600"]);
+        command.arg(format!("--set=model.weights={}", dir.path().join(weights).display()));
+        command.arg(format!("--checkpoint-dir={}", dir.path().display()));
+        command.arg(format!("--exp-name={weights}-run")).assert().success();
+        fs::read(dir.path().join(format!("debug/{weights}-run/1/params.safetensors"))).unwrap()
+    };
+    assert!(train("file") == train("jax"));
 }
 
 #[test]

@@ -202,11 +202,10 @@ pub fn jax_tree(weights: &Plain, pi05: bool) -> Tree {
         "paligemma_with_expert.paligemma.model.multi_modal_projector.linear.",
     );
     let language = "paligemma_with_expert.paligemma.model.language_model.";
-    j.add(
-        "PaliGemma/llm/embedder/input_embedding",
-        &[dims.vocab, dims.language.width],
-        |j, i| j.get(&format!("{language}embed_tokens.weight"), i),
-    );
+    let embedding = weights[&format!("{language}embed_tokens.weight")].0.clone();
+    j.add("PaliGemma/llm/embedder/input_embedding", &embedding, |j, i| {
+        j.get(&format!("{language}embed_tokens.weight"), i)
+    });
     j.gemma(dims.language.width, dims.language.mlp, language, "", false);
     j.gemma(
         dims.expert.width,
