@@ -277,7 +277,10 @@ fn the_program_exports_and_imports() {
     assert_eq!(values(&dir.path().join("back.safetensors"), false), scaled(1.0));
     let tiny_arrays = golden("orbax_tiny/params").display().to_string();
     let (code, _, err) = acrlpd(dir.path(), &["checkpoint", "import", &tiny_arrays, "--out", "d"]);
-    assert!(code == Some(5) && err.contains("holds neither π₀ nor π₀.₅"), "{err}");
+    assert!(
+        code == Some(5) && err.contains("31 tensors are missing (") && err.contains("`extra/zeros`)"),
+        "{err}"
+    );
 }
 
 #[test]
@@ -316,4 +319,30 @@ fn the_program_shows_norms_and_differences() {
     let shown = inspect(&["run/1", "--diff", &other]);
     assert_eq!(shown["diff"]["config"], serde_json::Value::Null);
     assert!(shown["diff"]["rooms"][2]["unmatched"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_disk_that_fills_up_leaves_nothing() {
+    let source = golden_weights(false).display().to_string();
+    let (mut at, mut failures) = (0, 0);
+    loop {
+        let dir = TempDir::new().unwrap();
+        let out = Command::cargo_bin("acrlpd")
+            .unwrap()
+            .current_dir(dir.path())
+            .env("ACRLPD_DISK_FAULT", format!("full@{at}..{}@out", at + 1))
+            .args(["checkpoint", "import", &source, "--out", "out"])
+            .output()
+            .unwrap();
+        if out.status.success() {
+            assert_eq!(values(&dir.path().join("out"), false).len(), 124);
+            break;
+        }
+        let message = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(5), "{message}");
+        assert!(message.contains("cannot write"), "{message}");
+        assert!(!dir.path().join("out").exists(), "operation {at}");
+        (at, failures) = (at + 13, failures + 1);
+    }
+    assert!(failures > 5);
 }

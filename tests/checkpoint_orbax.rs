@@ -158,7 +158,7 @@ fn copy(name: &str) -> TempDir {
             let target = to.join(entry.file_name());
             match entry.path().is_dir() {
                 true => deep(&entry.path(), &target),
-                false => drop(fs::write(&target, fs::read(entry.path()).unwrap()).unwrap()),
+                false => fs::write(&target, fs::read(entry.path()).unwrap()).unwrap(),
             }
         }
     }

@@ -298,7 +298,7 @@ fn a_read_that_goes_away_is_noticed() {
             "config.acrlpd.temperature_lr",
             "acrlpd.temperature_lr",
         ),
-        ("train/setup.rs", "config.data.queue_depth", "data.queue_depth"),
+        ("train/setup.rs", "config.data.eval_fraction", "data.eval_fraction"),
         ("train/steps.rs", "options.config.eval_interval", "eval_interval"),
         ("train/snapshot.rs", "config.keep_checkpoints", "keep_checkpoints"),
         (

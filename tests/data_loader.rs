@@ -186,7 +186,8 @@ fn first_step_with(frame: usize) -> u64 {
 #[test]
 fn workers_stay_within_the_queue() {
     in_time(|| {
-        let dataset = Arc::new(MemoryDataset::new(&[20]));
+        // So long that hardly two chunks of a batch meet in a frame, which would be read once.
+        let dataset = Arc::new(MemoryDataset::new(&[20_000]));
         let builder = BatchBuilder::new(
             dataset.clone(),
             memory::spec(),

@@ -133,3 +133,8 @@ fn safetensors() {
 fn datasets() {
     run("dataset");
 }
+
+#[test]
+fn orbax() {
+    run("orbax");
+}

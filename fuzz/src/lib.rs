@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use acrlpd::checkpoint::orbax::Orbax;
 use acrlpd::checkpoint::{self, Weights, state};
 use acrlpd::config::Config;
 use acrlpd::data::transforms::Normalizer;
@@ -21,7 +22,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("config", config),
     ("metrics", metrics),
     ("manifest", manifest),
@@ -29,6 +30,7 @@ pub const TARGETS: [Target; 7] = [
     ("tokenizer", tokenizer),
     ("norm_stats", norm_stats),
     ("dataset", dataset),
+    ("orbax", orbax),
 ];
 
 thread_local! {
@@ -250,6 +252,65 @@ fn accepted<T>(answer: Result<T, DataError>) -> Option<T> {
     };
     assert!(!error.contains('\n'), "{error}");
     None
+}
+
+/// An Orbax checkpoint: the lengths (u32, little-endian) of `_METADATA`, manifest and nodes, these three, and the data
+/// file. As it is, and again with lengths and checksums put right, since no mutation would ever guess them.
+pub fn orbax(data: &[u8]) {
+    const LARGE: usize = 1 << 16;
+    let (lengths, mut rest) = data.split_at(data.len().min(12));
+    let mut parts = lengths.as_chunks::<4>().0.iter().map(|length| {
+        let (part, left) = rest.split_at((u32::from_le_bytes(*length) as usize).min(rest.len()));
+        rest = left;
+        part
+    });
+    let [metadata, manifest, nodes] = [(); 3].map(|()| parts.next().unwrap_or_default());
+    drop(parts);
+    FOLDER.with(|folder| {
+        let folder = folder.path().join("orbax");
+        fs::create_dir_all(folder.join("d")).expect("a folder");
+        put(&folder.join("_METADATA"), metadata);
+        put(&folder.join("d/data"), rest);
+        for seal in [<[u8]>::to_vec as fn(&[u8]) -> Vec<u8>, framed] {
+            put(&folder.join("manifest.ocdbt"), &seal(manifest));
+            put(&folder.join("d/nodes"), &seal(nodes));
+            let Ok(orbax) = Orbax::open(&folder) else {
+                continue;
+            };
+            for array in orbax.arrays() {
+                let rows = array.shape.first().copied().unwrap_or(1);
+                let row = array.shape.iter().skip(1).product::<usize>() * array.dtype.bitsize() / 8;
+                for row_range in [0..rows.min(1), 0..rows.min(LARGE / row.max(1))] {
+                    let length = row_range.len() * row;
+                    if length <= LARGE
+                        && let Ok(bytes) = orbax.rows(array.path, row_range)
+                    {
+                        assert_eq!(bytes.len(), length);
+                    }
+                }
+            }
+            drop(Weights::open(&folder));
+        }
+    });
+}
+
+/// A file with this content. It is a new one, because some file systems write what is overwritten to the disk at once.
+fn put(path: &Path, data: &[u8]) {
+    let _ = fs::remove_file(path);
+    fs::write(path, data).expect("written");
+}
+
+/// A manifest or node whose length and checksum are right.
+fn framed(data: &[u8]) -> Vec<u8> {
+    let mut out = data.to_vec();
+    let length = out.len() as u64;
+    if let Some((sealed, crc)) = out.split_last_chunk_mut::<4>() {
+        if let Some(field) = sealed.get_mut(4..12) {
+            field.copy_from_slice(&length.to_le_bytes());
+        }
+        *crc = crc32c::crc32c(sealed).to_le_bytes();
+    }
+    out
 }
 
 /// Before and after the first zero byte.

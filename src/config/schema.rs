@@ -65,7 +65,7 @@ pub struct Model {
     pub pi05: bool,
     /// Side of the input images in pixels.
     pub image_size: usize,
-    /// An openpi PyTorch `model.safetensors`, or a folder with one; `None`: random weights from the seed.
+    /// Of openpi (JAX or PyTorch), of lerobot, or a checkpoint of ours; `None`: random weights from the seed.
     pub weights: Option<PathBuf>,
     pub dims: DimsOverride,
 }

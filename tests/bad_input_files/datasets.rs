@@ -26,7 +26,7 @@ const ROWS: &[Row] = &[
         |dir| fs::remove_dir_all(dir.join("data")).unwrap(),
         INSPECT,
         3,
-        &["no dataset at `data`", "meta/info.json"],
+        &["no dataset `data`", "no such folder"],
     ),
     row(
         "a file",

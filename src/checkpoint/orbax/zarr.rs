@@ -14,8 +14,8 @@ use serde::de::IgnoredAny;
 use super::cursor::Parsed;
 use super::ocdbt::{Store, Value};
 
-/// Most elements of an array: ten times as many as the largest of π₀ has.
-const MOST_ELEMENTS: u64 = 1 << 34;
+/// Most elements of an array; the largest of π₀ has 1.2 · 10⁹.
+const MOST_ELEMENTS: u64 = 1 << 31;
 /// Most chunks beside each other.
 const MOST_CHUNKS: usize = 1 << 10;
 /// Fewer bytes are not worth a thread.
