@@ -100,7 +100,7 @@ fn place(dataset: &dyn Dataset, frame: usize) -> String {
 fn finite(dataset: &dyn Dataset, column: &Column, found: &mut Findings) {
     let bad = |v: &f32| !v.is_finite();
     let count = column.values.iter().filter(|v| bad(v)).count();
-    if let Some(first) = column.values.iter().position(|v| bad(v)) {
+    if let Some(first) = column.values.iter().position(bad) {
         let (frame, value) = (first / column.width, column.values[first]);
         let (key, where_) = (&column.key, place(dataset, frame));
         let what = format!("`{key}` holds {count} values that are not numbers, the first is {value} in {where_}");

@@ -131,7 +131,8 @@ fn a_chain_may_share_prefixes() {
             features,
             ..bench.config()
         };
-        let [apart, shared] = [&plain, &linked].map(|batch| bench.evaluate_on(config.clone(), &[batch.clone()], true));
+        let [apart, shared] =
+            [&plain, &linked].map(|batch| bench.evaluate_on(config.clone(), std::slice::from_ref(batch), true));
         let alone = shared.outcome.who.alone;
         assert!(
             alone <= 1 && alone < shared.outcome.who.boots.len(),
