@@ -65,7 +65,8 @@ def main():
         root=args.out,
         features=features,
         use_videos=video,
-        **({"vcodec": ENCODERS[args.codec], "streaming_encoding": True, "encoder_queue_maxsize": 8} if video else {}),
+        # Not streamed: a full queue of lerobot's streaming encoder drops frames.
+        **({"vcodec": ENCODERS[args.codec]} if video else {}),
     )
     rng = np.random.default_rng(0)
     backgrounds = [texture(rng) for _ in CAMERAS]
