@@ -8,7 +8,7 @@ use acrlpd::data::inspect::Summary;
 use acrlpd::data::{FeatureKind, open};
 use arrow_array::types::Float64Type;
 use arrow_array::{FixedSizeListArray, Int16Array, UInt64Array};
-use data_support::synthetic::{self, Recipe};
+use data_support::synthetic::{self, Recipe, set};
 use data_support::{aloha, data, json};
 
 const CAMERAS: [&str; 3] = [
@@ -242,6 +242,52 @@ fn opening_reads_no_picture() {
     let dataset = open(dir.path()).unwrap();
     assert!(dataset.image("cam_a", 0).is_err());
     assert_eq!(dataset.image("cam_b", 0).unwrap().pixels, synthetic::pixels(1, 0));
+}
+
+#[test]
+fn pictures_in_one_large_dictionary_are_read_from_where_they_were_unpacked() {
+    let (height, width) = (600, 800);
+    // Noise, so that five of them are more than a dictionary that is read in place.
+    let noise = move |frame: usize| -> Vec<u8> {
+        let mut state = 2 * frame as u32 + 1;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        (0..height * width * 3).map(|_| next()).collect()
+    };
+    let lengths = [5, 7, 4];
+    let start = move |episode: usize| lengths[..episode].iter().sum::<usize>();
+    let mut recipe = Recipe::table(move |episode, table| {
+        let png = |frame| synthetic::png_of(width, height, png::ColorType::Rgb, &noise(frame));
+        // Frame 9 lies in a file beside the table, frame 10 is no picture at all.
+        let cell = |t: usize| match start(episode) + t {
+            9 => (None, Some("images/nine.png".to_owned())),
+            10 => (Some(b"torn".to_vec()), None),
+            frame => (Some(png(frame)), None),
+        };
+        set(table, "cam_a", synthetic::images((0..lengths[episode]).map(cell)));
+    });
+    recipe.dictionary = 1 << 30;
+    recipe.edit_info = Box::new(move |info| info["features"]["cam_a"]["shape"] = serde_json::json!([3, height, width]));
+    let dir = tempfile::tempdir().unwrap();
+    recipe.write(dir.path());
+    let nine = synthetic::png_of(width, height, png::ColorType::Rgb, &noise(9));
+    std::fs::write(dir.path().join("images/nine.png"), nine).unwrap();
+    let dataset = open(dir.path()).unwrap();
+    for frames in [[3, 4], [0, 3], [8, 9], [14, 15]] {
+        for (image, frame) in dataset.images("cam_a", &frames).unwrap().iter().zip(frames) {
+            assert!(image.pixels == noise(frame), "frame {frame}");
+        }
+    }
+    let error = dataset.image("cam_a", 10).unwrap_err().to_string();
+    assert!(error.contains("row 5") && error.contains("not a valid PNG"), "{error}");
+    // What is unpacked is not read again: the table may be zeros now.
+    let table = dir.path().join("data/chunk-000/episode_000000.parquet");
+    let zeros = vec![0; std::fs::metadata(&table).unwrap().len() as usize];
+    std::fs::write(&table, zeros).unwrap();
+    assert!(dataset.image("cam_a", 2).unwrap().pixels == noise(2));
+    assert!(dataset.image("cam_b", 2).is_err());
 }
 
 #[test]

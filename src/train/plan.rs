@@ -62,10 +62,11 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
     let gpu = Gpu::null(caps);
     let learner = setup::learner(&gpu, config)?;
     let metrics = Metrics::new(&learner, config.batch_size);
-    gpu.take_record();
     let batch = config.batch_size;
     let tokens = prompt_tokens.min(learner.dims.max_token_len);
     let recorded = |chain: usize| -> Result<Record> {
+        metrics.clear(&gpu);
+        gpu.take_record();
         for _ in 0..config.accumulation() {
             schedule::micro_batch(&learner, &metrics, &fullest(config, tokens, chain), true);
         }

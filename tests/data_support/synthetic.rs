@@ -30,6 +30,8 @@ pub struct Recipe {
     pub lengths: Vec<usize>,
     /// Rows of a parquet row group.
     pub row_group: usize,
+    /// Bytes of a column's dictionary from which on values are written plainly.
+    pub dictionary: usize,
     /// Changes an episode's table before it is written.
     pub edit_table: Box<EditTable>,
     /// Changes info.json before it is written.
@@ -41,6 +43,7 @@ impl Default for Recipe {
         Recipe {
             lengths: vec![5, 7, 4],
             row_group: 1000,
+            dictionary: 1 << 20,
             edit_table: Box::new(|_, _| ()),
             edit_info: Box::new(|_| ()),
         }
@@ -113,6 +116,7 @@ impl Recipe {
             .set_max_row_group_row_count(Some(self.row_group))
             .set_data_page_row_count_limit(2)
             .set_write_batch_size(1)
+            .set_dictionary_page_size_limit(self.dictionary)
             .build();
         let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), Some(properties)).unwrap();
         writer.write(&batch).unwrap();

@@ -2,11 +2,12 @@
 //!
 //! The image column of a real episode is hundreds of megabytes and training draws frames at random, so nothing decoded
 //! is worth keeping: a read asks parquet for the rows it needs and pages without one of them are stepped over by their
-//! headers. Where the writer put a whole row group into one page or dictionary, a read costs that row group however
-//! little is asked, so the two pictures of a chunk are asked for together. What is kept is each file's footer, which
-//! says where the pages are, for the most recently used files.
+//! headers. Where the writer put a whole row group into one dictionary, a read would cost that row group however little
+//! is asked: such tables are [`Unpacked`] once. What is kept besides is each file's footer, which says where the pages
+//! are, for the most recently used files.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +18,7 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReader
 
 use super::super::dataset::quoted;
 use super::recent::Recent;
+use super::unpacked::{Unpacked, is_packed};
 use crate::data::DataError;
 use crate::data::panics::caught;
 
@@ -27,12 +29,14 @@ const FOOTERS: usize = 256;
 #[derive(Debug)]
 pub(super) struct ImageFiles {
     footers: Mutex<Recent<PathBuf, Arc<ArrowReaderMetadata>>>,
+    unpacked: Unpacked,
 }
 
 impl Default for ImageFiles {
     fn default() -> Self {
         ImageFiles {
             footers: Mutex::new(Recent::new(FOOTERS)),
+            unpacked: Unpacked::default(),
         }
     }
 }
@@ -67,22 +71,26 @@ impl ImageFiles {
                 column: at.camera.to_owned(),
                 available: quoted(footer.schema().fields().iter().map(|f| f.name().as_str())),
             })?;
-        let (groups, selection) = select(&footer, rows);
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, (*footer).clone())
-            .with_projection(ProjectionMask::roots(footer.parquet_schema(), [column]))
-            .with_row_groups(groups)
-            .with_row_selection(selection)
-            .build()
-            .map_err(|e| at.parquet(e))?;
-        let mut pictures = Vec::with_capacity(rows.len());
-        for batch in reader {
-            let batch = batch.map_err(|e| at.parquet(e))?;
-            let array = batch.column(0);
-            let values = array.as_struct_opt().ok_or_else(|| at.wrong_type(array))?;
-            for (i, row) in (0..values.len()).zip(&rows[pictures.len()..]) {
-                pictures.push(at.picture(values, i, *row)?);
+        if is_packed(&footer, column) {
+            let unpack = |keep: &mut dyn FnMut(Option<&[u8]>) -> io::Result<()>| {
+                let file = file.try_clone()?;
+                let each = |values: &StructArray, i: usize| {
+                    let picture = at.picture(values, i, 0).ok();
+                    keep(picture.as_deref()).map_err(|e| at.parquet(e))
+                };
+                scan(at, file, &footer, column, None, each).map_err(io::Error::other)
+            };
+            if let Some(pictures) = self.unpacked.pictures(at.path, at.camera, rows, unpack) {
+                return Ok(pictures);
             }
         }
+        let mut pictures = Vec::with_capacity(rows.len());
+        let chosen = Some(select(&footer, rows));
+        scan(at, file, &footer, column, chosen, |values, i| {
+            let row = rows.get(pictures.len()).copied().unwrap_or_default();
+            pictures.push(at.picture(values, i, row)?);
+            Ok(())
+        })?;
         match rows.get(pictures.len()) {
             None => Ok(pictures),
             Some(row) => Err(at.bad(*row, "its row is missing")),
@@ -99,6 +107,29 @@ impl ImageFiles {
         lock().insert(at.path.to_owned(), footer.clone());
         Ok(footer)
     }
+}
+
+/// Calls `each` with the values of a column in the chosen rows (all of them without a choice), and the place in them.
+fn scan(
+    at: &Place,
+    file: File,
+    footer: &ArrowReaderMetadata,
+    column: usize,
+    chosen: Option<(Vec<usize>, RowSelection)>,
+    mut each: impl FnMut(&StructArray, usize) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, footer.clone())
+        .with_projection(ProjectionMask::roots(footer.parquet_schema(), [column]));
+    if let Some((groups, selection)) = chosen {
+        builder = builder.with_row_groups(groups).with_row_selection(selection);
+    }
+    for batch in builder.build().map_err(|e| at.parquet(e))? {
+        let batch = batch.map_err(|e| at.parquet(e))?;
+        let array = batch.column(0);
+        let values = array.as_struct_opt().ok_or_else(|| at.wrong_type(array))?;
+        (0..values.len()).try_for_each(|i| each(values, i))?;
+    }
+    Ok(())
 }
 
 /// The row groups that hold `rows`, and where the rows lie in those groups laid end to end.

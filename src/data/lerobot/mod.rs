@@ -14,6 +14,7 @@ mod png;
 mod recent;
 mod tables;
 mod template;
+mod unpacked;
 mod v2;
 mod v3;
 

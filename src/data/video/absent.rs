@@ -7,7 +7,7 @@ use crate::data::{Footage, RgbImage, YuvImage};
 
 /// Nothing.
 #[derive(Debug, Default)]
-pub(in crate::data) struct Videos;
+pub(in crate::data) struct Videos {}
 
 impl Videos {
     /// Whether this program reads video.
