@@ -87,7 +87,8 @@ def main():
     for i in range(args.rounds):
         peer = subprocess.run([sys.executable, __file__, "--theirs", *sys.argv[1:]], check=True, capture_output=True)
         rows.append((ours(args), json.loads(peer.stdout.splitlines()[-1])))
-        print("round %d: acrlpd %.1f, lerobot %.1f samples/s, %.2f x" % (i + 1, *rows[-1], rows[-1][0] / rows[-1][1]))
+        ratio = rows[-1][0] / rows[-1][1]
+        print("round %d: acrlpd %.1f, lerobot %.1f samples/s, %.2f x" % (i + 1, *rows[-1], ratio), flush=True)
     median = [statistics.median(column) for column in zip(*rows)]
     ratio = statistics.median(a / b for a, b in rows)
     print("median: acrlpd %.1f, lerobot %.1f samples/s on one core, %.2f x" % (*median, ratio))
