@@ -49,6 +49,7 @@ pub mod mixed;
 pub mod norm_stats;
 mod panics;
 pub mod place;
+mod pool;
 pub mod repack;
 pub mod resize;
 pub mod running_stats;
