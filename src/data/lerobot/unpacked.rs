@@ -90,7 +90,7 @@ impl Unpacked {
             *state = match unpack(&mut keep) {
                 Ok(()) => State::Open(Arc::new(places)),
                 Err(error) => {
-                    tracing::debug!("a table's pictures are read where they are: {error}");
+                    tracing::warn!("a table's pictures cannot be unpacked, so reading them is slow: {error}");
                     State::Left
                 }
             };
@@ -103,19 +103,11 @@ impl Unpacked {
 
     fn append(&self, bytes: &[u8]) -> io::Result<Range<u64>> {
         let mut store = lock(&self.store);
-        let made = store.get_or_insert_with(|| {
-            let file = tempfile::tempfile();
-            let complain = |e: &io::Error| {
-                tracing::warn!(
-                    "pictures cannot be unpacked into {}, so reading them is slow: {e}",
-                    std::env::temp_dir().display()
-                );
-            };
-            file.inspect_err(complain).ok()
-        });
-        let file = made
-            .as_mut()
-            .ok_or_else(|| io::Error::other("there is no temporary file"))?;
+        let made = store.get_or_insert_with(|| tempfile::tempfile().ok());
+        let file = made.as_mut().ok_or_else(|| {
+            let folder = std::env::temp_dir();
+            io::Error::other(format!("{} takes no temporary file; set TMPDIR", folder.display()))
+        })?;
         let start = file.seek(SeekFrom::End(0))?;
         file.write_all(bytes)?;
         Ok(start..start + bytes.len() as u64)
