@@ -11,12 +11,14 @@
 //!   └── monitor      its rows for TensorBoard and wandb
 //! report             the numbers of runs as a page
 //! verify             golden fixtures → ops, model, step
+//! bench              every op on the shapes of the step: times, and whether they are right
 //! files              every write to the disk
 //! rng                every random number, by counter
 //! ```
 //! Nothing below [`train`] knows a file, a flag or a rank; nothing above [`ops`] knows a backend. The place to start
 //! reading is [`step::schedule`]: one batch, from observations to gradients.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod data;

@@ -1,5 +1,4 @@
 // to[to_at + i] = from[from_at + i] for i < n, on 32-bit words. Each thread moves 16 words, strided by the block.
-typedef unsigned int u32;
 struct info_st { u32 n, from_at, to_at, blocks_x; };
 
 extern "C" __global__ void __launch_bounds__(64)

@@ -11,6 +11,10 @@ pub enum Api {
     Cuda,
     /// CUDA without a device: kernels are lowered and recorded, nothing runs.
     CudaDry,
+    /// wgpu without an adapter: the same.
+    WgpuDry,
+    /// CUDA's kernels on the CPU.
+    CudaEmulated,
     /// No device at all: only costs and memory are recorded.
     Null,
 }
@@ -23,6 +27,8 @@ impl std::fmt::Display for Api {
             Api::Dx12 => "DX12",
             Api::Cuda => "CUDA",
             Api::CudaDry => "CUDA (dry)",
+            Api::WgpuDry => "wgpu (dry)",
+            Api::CudaEmulated => "CUDA (emulated)",
             Api::Null => "none",
         })
     }
@@ -40,6 +46,10 @@ pub struct Caps {
     pub plane: Option<u32>,
     /// 64-bit integers in buffers: two f32 per load, which halves the loads on software Vulkan.
     pub wide_loads: bool,
+    /// Elements that one load or store of a unit moves where they are aligned, of at most 16 bytes together.
+    pub lanes: u32,
+    /// 16-bit integers in buffers: bf16 weights then keep the rest of their f32 masters in them.
+    pub u16: bool,
     pub f16: bool,
     pub bf16: bool,
     /// Largest range of memory one kernel operand may cover, in bytes.
@@ -48,6 +58,10 @@ pub struct Caps {
     pub max_page_bytes: u64,
     /// Memory of the device in bytes, where the driver says.
     pub memory_bytes: Option<u64>,
+    /// CUDA's compute capability, such as 90 for Hopper; none on other APIs, whose kernels are not CUDA's.
+    pub cuda_arch: Option<u32>,
+    /// Processors that run workgroups, where the driver says: how many workgroups a launch needs to fill the device.
+    pub multiprocessors: Option<u32>,
     pub max_units: u32,
     pub max_shared_bytes: u32,
     pub max_cubes: [u32; 3],
@@ -64,11 +78,15 @@ impl Caps {
             software: false,
             plane: Some(32),
             wide_loads: false,
+            lanes: 8,
+            u16: true,
             f16: true,
             bf16: true,
             max_binding_bytes: 1 << 40,
             max_page_bytes: 1 << 40,
             memory_bytes: None,
+            cuda_arch: Some(90),
+            multiprocessors: Some(132),
             max_units: 1024,
             max_shared_bytes: 227 << 10,
             max_cubes: [i32::MAX as u32, 65535, 65535],
@@ -80,6 +98,7 @@ impl Caps {
     pub fn stores(&self, dtype: DType) -> bool {
         match dtype {
             DType::F32 | DType::U32 | DType::U8 => true,
+            DType::U16 => self.u16,
             DType::F16 => self.f16,
             DType::Bf16 => self.bf16,
         }

@@ -9,6 +9,8 @@ pub enum DType {
     F16,
     Bf16,
     U32,
+    /// 16-bit words.
+    U16,
     /// Bytes, four to a 32-bit word (WGSL has no 8-bit storage).
     U8,
 }
@@ -18,7 +20,7 @@ impl DType {
     pub const fn bytes(self) -> u64 {
         match self {
             DType::F32 | DType::U32 => 4,
-            DType::F16 | DType::Bf16 => 2,
+            DType::F16 | DType::Bf16 | DType::U16 => 2,
             DType::U8 => 1,
         }
     }
@@ -30,6 +32,7 @@ impl DType {
             DType::F16 => "float16",
             DType::Bf16 => "bfloat16",
             DType::U32 => "uint32",
+            DType::U16 => "uint16",
             DType::U8 => "uint8",
         }
     }
@@ -40,6 +43,7 @@ impl DType {
             DType::F32 => ElemType::Float(FloatKind::F32).into(),
             DType::F16 => ElemType::Float(FloatKind::F16).into(),
             DType::Bf16 => ElemType::Float(FloatKind::BF16).into(),
+            DType::U16 => ElemType::UInt(UIntKind::U16).into(),
             DType::U32 | DType::U8 => ElemType::UInt(UIntKind::U32).into(),
         }
     }

@@ -53,6 +53,7 @@ macro_rules! launch {
         let cost: $crate::gpu::Cost = $cost;
         let (count, dim): (cubecl::prelude::CubeCount, cubecl::prelude::CubeDim) = ($count, $dim);
         if gpu.admit(&cost, &[$(&$t),*], &count, &dim) {
+            gpu.launches(stringify!($kernel));
             gpu.before(&[$(&$t),*]);
             // SAFETY: kernels guard every index by the sizes they are given, and the sizes come from the tensors.
             macro_rules! on {
@@ -72,6 +73,7 @@ macro_rules! launch {
                 $crate::gpu::Backend::Wgpu(c) => on!(c, cubecl_wgpu::WgpuRuntime),
                 $crate::gpu::Backend::Cuda(c) => on!(c, cubecl_cuda::CudaRuntime),
                 $crate::gpu::Backend::Dry(c) => on!(c, $crate::gpu::CudaDry),
+                $crate::gpu::Backend::DryWgpu(c) => on!(c, $crate::gpu::WgpuDry),
                 $crate::gpu::Backend::Null => gpu.count(&cost, std::time::Duration::ZERO),
             }
             gpu.after(cost.op, &[$(&$t),*]);
@@ -154,15 +156,8 @@ impl Gpu {
             self.pace(client);
             return self.count(cost, std::time::Duration::ZERO);
         }
-        match client.profile(launch, cost.op) {
-            Ok(((), duration)) => {
-                let ticks = cubecl_common::future::block_on(duration.resolve());
-                self.count(cost, ticks.duration());
-            }
-            Err(error) => self.fail(GpuError::Launch {
-                device: self.caps().name.clone(),
-                why: format!("{error:?}"),
-            }),
+        if let Some(time) = self.span(client, cost.op, launch) {
+            self.count(cost, time);
         }
     }
 

@@ -33,7 +33,7 @@ impl Gpu {
         let usage = match self.backend() {
             Backend::Wgpu(c) => Some(c.memory_usage()),
             Backend::Cuda(c) => Some(c.memory_usage()),
-            Backend::Dry(_) | Backend::Null => None,
+            Backend::Dry(_) | Backend::DryWgpu(_) | Backend::Null => None,
         };
         let reserved = match usage {
             Some(usage) => self.settle(usage)?.bytes_reserved,

@@ -2,7 +2,7 @@
 //!
 //! - [`Gpu`]: one device: its abilities ([`Caps`]), memory ([`Arena`]), errors and the account of what ran ([`Record`]).
 //! - `launch!`: the one door to a kernel. It checks sizes and types, counts the launch, and then runs it on the
-//!   device (CUDA, wgpu), lowers it for CUDA without a device ([`Gpu::dry_cuda`]), or does nothing
+//!   device (CUDA, wgpu), lowers it without a device ([`Gpu::dry_cuda`], [`Gpu::dry_wgpu`]), or does nothing
 //!   ([`Gpu::null`], for plans): one code, four uses.
 //! - Errors are sticky: after the first failure nothing more is launched and every read and sync reports it, so a
 //!   dropped launch can never be mistaken for a result.
@@ -10,22 +10,27 @@
 mod arena;
 mod caps;
 mod cuda_check;
+mod cuda_codes;
+mod cuda_status;
 mod device;
 mod dry;
 mod dtype;
+mod emulator;
 mod error;
 mod fault;
+mod kernel_cache;
 pub(crate) mod launch;
 mod memory;
 pub mod nvrtc;
 mod profile;
-mod raw;
+pub(crate) mod raw;
 mod record;
 mod tensor;
 #[cfg(test)]
 mod tests;
 mod transfer;
 pub(crate) mod watch;
+mod wgsl_check;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,17 +42,21 @@ use cubecl_wgpu::WgpuRuntime;
 pub use arena::{Arena, ArenaUse};
 pub use caps::{Api, Caps};
 pub use cuda_check::{CudaKernel, CudaReport};
+pub use cuda_status::{CudaDeviceInfo, CudaStatus, Version, cuda_status};
 pub use device::{AdapterInfo, DeviceChoice, adapters};
-pub use dry::DryKernel;
+pub use dry::{DryKernel, Operands};
 pub use dtype::DType;
 pub use error::{GpuError, Result};
+pub use kernel_cache::{keep_kernels, without_kernel_cache};
 pub use memory::MemoryUse;
 pub use profile::{Profile, ProfileRow, Roofline};
+pub(crate) use raw::{RawKernel, Source, TensorMap};
 pub use record::{Cost, Record, Share, Totals};
 pub use tensor::{Shape, Tensor};
 pub use transfer::PendingRead;
+pub use wgsl_check::{WgslFailure, WgslReport, check_wgsl};
 
-pub(crate) use dry::CudaDry;
+pub(crate) use dry::{CudaDry, WgpuDry};
 use fault::Fault;
 use record::Recorder;
 use tensor::Storage;
@@ -60,6 +69,7 @@ pub(crate) enum Backend {
     Wgpu(ComputeClient<WgpuRuntime>),
     Cuda(ComputeClient<CudaRuntime>),
     Dry(ComputeClient<CudaDry>),
+    DryWgpu(ComputeClient<WgpuDry>),
     Null,
 }
 
@@ -72,6 +82,8 @@ struct Inner {
     /// Whether there is a witness who wants to see launches.
     watching: std::sync::atomic::AtomicBool,
     witness: Mutex<Option<Arc<dyn watch::Witness>>>,
+    /// Kernels launched, while somebody wants to know them.
+    kernels: Mutex<Option<Vec<&'static str>>>,
     /// Launches so far.
     launches: std::sync::atomic::AtomicU64,
     /// Activations and workspaces of the running step.
@@ -108,6 +120,7 @@ impl Gpu {
             profiling: false.into(),
             watching: false.into(),
             witness: Mutex::default(),
+            kernels: Mutex::default(),
             launches: 0.into(),
             scratch,
             states,
@@ -226,6 +239,7 @@ impl Gpu {
             Backend::Wgpu(c) => block_on(c.sync()),
             Backend::Cuda(c) => block_on(c.sync()),
             Backend::Dry(c) => block_on(c.sync()),
+            Backend::DryWgpu(c) => block_on(c.sync()),
             Backend::Null => Ok(()),
         };
         self.settle(result)
@@ -266,6 +280,7 @@ impl Backend {
             Backend::Wgpu(c) => Backend::Wgpu(c.clone()),
             Backend::Cuda(c) => Backend::Cuda(c.clone()),
             Backend::Dry(c) => Backend::Dry(c.clone()),
+            Backend::DryWgpu(c) => Backend::DryWgpu(c.clone()),
             Backend::Null => Backend::Null,
         }
     }

@@ -8,15 +8,17 @@
 //! includes its compilation: run the work once before it is profiled.
 
 use std::fmt::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use cubecl::prelude::{ComputeClient, Runtime};
+use cubecl_common::future::block_on;
+use serde::{Deserialize, Serialize};
 
-use super::{Gpu, Record, Result, Totals};
+use super::{Backend, Gpu, GpuError, Record, Result, Totals};
 
 /// What a device reaches at best. Measured on the device by [`ops::roofline`](crate::ops::roofline), or taken from a
 /// data sheet.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Roofline {
     /// Floating point operations per second in a large matrix product.
     pub flops_per_s: f64,
@@ -190,6 +192,41 @@ impl Drop for Timed<'_> {
 }
 
 impl Gpu {
+    /// How long the device takes for all launches of `work`, one after the other: by its own timestamps where the driver
+    /// has them, else from an idle device to an idle device by the host's clock (CUDA, in cubecl 0.10), which adds some
+    /// microseconds to the whole. Zero on devices that run nothing.
+    pub fn timed(&self, work: impl FnOnce() + Send) -> Result<Duration> {
+        self.check()?;
+        let time = match self.backend() {
+            Backend::Wgpu(c) => self.span(c, "timed", work),
+            Backend::Cuda(c) => self.span(c, "timed", work),
+            Backend::Dry(_) | Backend::DryWgpu(_) | Backend::Null => {
+                work();
+                Some(Duration::ZERO)
+            }
+        };
+        self.check().map(|()| time.unwrap_or_default())
+    }
+
+    /// Runs `launch` between two timestamps. A failure is the device's error.
+    pub(super) fn span<R: Runtime>(
+        &self,
+        client: &ComputeClient<R>,
+        op: &'static str,
+        launch: impl FnOnce() + Send,
+    ) -> Option<Duration> {
+        match client.profile(launch, op) {
+            Ok(((), duration)) => Some(block_on(duration.resolve()).duration()),
+            Err(error) => {
+                self.fail(GpuError::Launch {
+                    device: self.caps().name.clone(),
+                    why: format!("{error:?}"),
+                });
+                None
+            }
+        }
+    }
+
     /// Runs `work` with every launch timed on its own. The account of [`Gpu::take_record`] starts anew. On devices
     /// that run nothing all times are zero.
     pub fn profile<T>(&self, roofline: Roofline, work: impl FnOnce() -> T) -> Result<(T, Profile)> {
@@ -209,8 +246,6 @@ impl Gpu {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const ROOFLINE: Roofline = Roofline {

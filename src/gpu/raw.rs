@@ -3,30 +3,115 @@
 //! Rules of the sources under `shaders/`:
 //! - WGSL: group 0; buffers at bindings 0.. in launch order, all declared `read_write` (views share one wgpu buffer)
 //!   and all used (the layout is derived from use); then `var<storage, read> info: array<u32>` with the scalars.
-//! - CUDA: `extern "C"`, one pointer per buffer in launch order, then `const __grid_constant__ info_st info` whose
-//!   fields are the scalars (u32 each, padded to an even count).
+//! - CUDA: `extern "C"`; one `const __grid_constant__ CUtensorMap` per tensor map, one pointer to the same memory per
+//!   map, one pointer per buffer in launch order, then `const __grid_constant__ info_st info` whose fields are the
+//!   scalars (u32 each, padded to an even count). No `#include`: [`Source::cuda`] puts definitions and
+//!   `shaders/cuda/include/prelude.cuh` in front.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
 
 use cubecl::prelude::{CubeCount, CubeDim};
 use cubecl_core::ir::{ElemType, StorageType, UIntKind};
+use cubecl_core::zspace::metadata::Metadata;
 use cubecl_cpp::shared as cpp;
 use cubecl_cuda::CudaCompiler;
 use cubecl_runtime::{
     compiler::{CompilationError, CubeTask},
     id::KernelId,
     kernel::{CompiledKernel, KernelMetadata},
-    server::{ExecutionMode, KernelArguments, MetadataBindingInfo},
+    server::{ExecutionMode, KernelArguments, MetadataBindingInfo, TensorMapBinding, TensorMapMeta},
+    tma::{OobFill, TensorMapFormat, TensorMapInterleave, TensorMapPrefetch, TensorMapSwizzle, TiledArgs},
 };
 use cubecl_wgpu::AutoCompiler;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Backend, Cost, Gpu, Tensor};
+
+/// What every CUDA source starts with.
+const PRELUDE: &str = include_str!("../../shaders/cuda/include/prelude.cuh");
+
+/// The text of a kernel, and what tells it from all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Source {
+    text: &'static str,
+    hash: u64,
+}
+
+impl Source {
+    /// The kernel does not exist in this language.
+    pub(crate) const NONE: Source = Source { text: "", hash: 0 };
+
+    /// A source as it is.
+    pub(crate) fn file(text: &'static str) -> Source {
+        let hash = xxh3_64(text.as_bytes());
+        Source { text, hash }
+    }
+
+    /// `defines` (lines `#define NAME VALUE`), the prelude, then `file`. Each combination is made once in the life of the
+    /// process: their number is that of the forms of a kernel, not of its launches.
+    pub(crate) fn cuda(file: &'static str, defines: &str) -> Source {
+        static MADE: Mutex<Option<HashMap<(usize, String), Source>>> = Mutex::new(None);
+        let mut made = MADE.lock().unwrap_or_else(|e| e.into_inner());
+        let key = (file.as_ptr() as usize, defines.to_owned());
+        *made.get_or_insert_default().entry(key).or_insert_with(|| {
+            let text = format!("{defines}\n{PRELUDE}\n{file}");
+            Source::file(Box::leak(text.into_boxed_str()))
+        })
+    }
+}
+
+/// A matrix (or a batch of them) that the copy engine of Hopper reads by boxes of `tile` elements. Elements outside of
+/// `shape` read as zero.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TensorMap<'a> {
+    /// Memory from the first element on, at a multiple of 16 bytes.
+    pub tensor: &'a Tensor,
+    /// Matrices, rows, columns.
+    pub shape: [usize; 3],
+    /// Elements from one matrix and from one row to the next, multiples of 16 bytes.
+    pub strides: [usize; 2],
+    /// Rows and columns of a box, at most 256; columns at most 128 bytes.
+    pub tile: [usize; 2],
+}
+
+impl TensorMap<'_> {
+    /// Does the memory start where the copy engine can read it, and are the strides ones it can step?
+    pub(crate) fn fits(tensor: &Tensor, strides: [usize; 2]) -> bool {
+        let size = tensor.dtype().bytes();
+        let whole = |elements: usize| (elements as u64 * size).is_multiple_of(16);
+        tensor.start_bytes().is_multiple_of(16) && strides.into_iter().all(whole)
+    }
+
+    fn bind(&self) -> TensorMapBinding {
+        let [matrices, rows, columns] = self.shape;
+        let [matrix, row] = self.strides;
+        TensorMapBinding {
+            binding: self.tensor.unaligned_handle().binding(),
+            map: TensorMapMeta {
+                format: TensorMapFormat::Tiled(TiledArgs {
+                    tile_size: [1, self.tile[0], self.tile[1]].into(),
+                }),
+                // A single matrix has no next one, but the driver wants a stride.
+                metadata: Metadata::new([matrices, rows, columns], [matrix.max(row), row, 1]),
+                elem_stride: [1, 1, 1].into(),
+                interleave: TensorMapInterleave::None,
+                swizzle: TensorMapSwizzle::B128,
+                prefetch: TensorMapPrefetch::B256,
+                oob_fill: OobFill::Zero,
+                storage_ty: self.tensor.dtype().storage(),
+            },
+        }
+    }
+}
 
 /// One hand-written kernel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RawKernel {
     /// Entry point, the same in both sources.
     pub entry: &'static str,
-    pub wgsl: &'static str,
-    pub cuda: &'static str,
+    pub wgsl: Source,
+    pub cuda: Source,
     /// Units in a workgroup, as written in the WGSL source.
     pub units: u32,
     /// Dynamic shared memory of the CUDA kernel in bytes.
@@ -42,8 +127,8 @@ impl KernelMetadata for RawKernel {
     fn id(&self) -> KernelId {
         KernelId::new::<Self>().cube_dim(CubeDim::new_1d(self.units)).info((
             self.entry,
-            self.wgsl,
-            self.cuda,
+            self.wgsl.hash,
+            self.cuda.hash,
             self.shared_bytes,
         ))
     }
@@ -64,7 +149,7 @@ impl CubeTask<AutoCompiler> for RawKernel {
         Ok(CompiledKernel {
             entrypoint_name: self.entry.into(),
             debug_name: Some(self.entry),
-            source: self.wgsl.into(),
+            source: self.wgsl.text.into(),
             repr: None, // wgpu then derives the layout from the source
             cube_dim: CubeDim::new_1d(self.units),
             debug_info: None,
@@ -114,7 +199,7 @@ impl CubeTask<CudaCompiler> for RawKernel {
         Ok(CompiledKernel {
             entrypoint_name: self.entry.into(),
             debug_name: Some(self.entry),
-            source: self.cuda.into(),
+            source: self.cuda.text.into(),
             repr: Some(repr),
             cube_dim,
             debug_info: None,
@@ -133,22 +218,41 @@ impl Gpu {
         operands: &[&Tensor],
         scalars: &[u32],
     ) {
-        if !self.admit(&cost, operands, &count, &CubeDim::new_1d(kernel.units)) {
+        self.launch_mapped(cost, kernel, count, &[], operands, scalars);
+    }
+
+    /// The same with tensor maps (CUDA of compute capability 9.0), which come before the operands.
+    pub(crate) fn launch_mapped(
+        &self,
+        cost: Cost,
+        kernel: &RawKernel,
+        count: CubeCount,
+        maps: &[TensorMap<'_>],
+        operands: &[&Tensor],
+        scalars: &[u32],
+    ) {
+        let all: Vec<&Tensor> = maps.iter().map(|m| m.tensor).chain(operands.iter().copied()).collect();
+        if !self.admit(&cost, &all, &count, &CubeDim::new_1d(kernel.units)) {
             return;
         }
-        self.before(operands);
+        self.launches(kernel.entry);
+        self.before(&all);
         let task = *kernel;
         let arguments = || {
             let buffers = operands.iter().map(|t| t.bound_handle().binding()).collect();
-            KernelArguments::new().with_buffers(buffers).with_info(info(scalars))
+            KernelArguments::new()
+                .with_tensor_maps(maps.iter().map(TensorMap::bind).collect())
+                .with_buffers(buffers)
+                .with_info(info(scalars))
         };
         match self.backend() {
             Backend::Wgpu(c) => self.run(&cost, c, || c.launch(Box::new(task), count, arguments())),
             Backend::Cuda(c) => self.run(&cost, c, || c.launch(Box::new(task), count, arguments())),
             Backend::Dry(c) => self.run(&cost, c, || c.launch(Box::new(task), count, arguments())),
+            Backend::DryWgpu(c) => self.run(&cost, c, || c.launch(Box::new(task), count, arguments())),
             Backend::Null => self.count(&cost, std::time::Duration::ZERO),
         }
-        self.after(cost.op, operands);
+        self.after(cost.op, &all);
     }
 }
 

@@ -183,6 +183,11 @@ impl Tensor {
         self.dtype.bytes() == 4 && self.offset.is_multiple_of(2)
     }
 
+    /// Does the first element lie at a multiple of `elements`, at most 16 bytes of them?
+    pub(crate) fn aligned_to(&self, elements: usize) -> bool {
+        self.offset.is_multiple_of(elements)
+    }
+
     /// The bytes `start..start + len` of this tensor's storage as a handle; `None` without a device.
     fn handle_range(&self, start: u64, len: u64) -> Option<Handle> {
         // Copies and bindings are multiples of four bytes; storages are padded to far more than that.
@@ -200,6 +205,20 @@ impl Tensor {
             }
             Storage::None => None,
         }
+    }
+
+    /// First byte of the view, counted from the start of the storage, which is aligned as any device asks.
+    pub(crate) fn start_bytes(&self) -> u64 {
+        self.offset as u64 * self.dtype.bytes()
+    }
+
+    /// The bytes of this view, wherever they start.
+    ///
+    /// # Panics
+    /// Without device memory: the launch layer never gets here then.
+    pub(crate) fn unaligned_handle(&self) -> Handle {
+        self.handle_range(self.start_bytes(), self.bytes())
+            .expect("a tensor of a running device has memory")
     }
 
     /// The elements of this view, for reading back, and how many bytes of the range come before the first: copies

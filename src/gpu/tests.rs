@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::launch::{View, launch};
-use super::raw::RawKernel;
+use super::raw::{RawKernel, Source};
 use super::tensor::Tensor;
 use super::*;
 
@@ -17,8 +17,8 @@ fn open() -> Gpu {
 fn raw(entry: &'static str, wgsl: &'static str, cuda: &'static str, units: u32) -> RawKernel {
     RawKernel {
         entry,
-        wgsl,
-        cuda,
+        wgsl: Source::file(wgsl),
+        cuda: Source::file(cuda),
         units,
         shared_bytes: 0,
     }
@@ -143,7 +143,7 @@ fn a_panic_on_the_device_thread_is_an_error() {
     let _ = match gpu.backend() {
         Backend::Wgpu(c) => c.exclusive(panic),
         Backend::Cuda(c) => c.exclusive(panic),
-        Backend::Dry(_) | Backend::Null => unreachable!("open() opens real devices"),
+        Backend::Dry(_) | Backend::DryWgpu(_) | Backend::Null => unreachable!("open() opens real devices"),
     };
     let error = stays_broken(&gpu, &x);
     assert!(
@@ -156,8 +156,8 @@ fn a_panic_on_the_device_thread_is_an_error() {
 fn all_who_opened_a_device_learn_of_a_panic() {
     // There is one dry device in a process, and one thread for it.
     let (a, b) = (
-        Gpu::dry_cuda().expect("always there"),
-        Gpu::dry_cuda().expect("always there"),
+        Gpu::dry_cuda(90).expect("always there"),
+        Gpu::dry_cuda(90).expect("always there"),
     );
     let Backend::Dry(client) = a.backend() else {
         unreachable!("it is dry")
@@ -165,7 +165,7 @@ fn all_who_opened_a_device_learn_of_a_panic() {
     let _ = client.exclusive(|| panic!("boom"));
     assert!(matches!(a.sync(), Err(GpuError::DeviceThread { .. })));
     assert!(matches!(b.sync(), Err(GpuError::DeviceThread { .. })));
-    let fresh = Gpu::dry_cuda().expect("always there");
+    let fresh = Gpu::dry_cuda(90).expect("always there");
     assert_eq!(fresh.sync(), Ok(()));
 }
 
@@ -238,7 +238,7 @@ fn an_empty_launch_is_no_launch() {
 #[test]
 fn uploads_are_contiguous_whatever_the_shape() {
     // cubecl's tensors have padded rows on CUDA; ours must not.
-    let gpu = Gpu::dry_cuda().expect("always there");
+    let gpu = Gpu::dry_cuda(90).expect("always there");
     let x = gpu.upload_f32(&[0.0; 15], [3, 5]);
     let (handle, before) = x.exact_handle().expect("a dry device has handles");
     assert_eq!((handle.size_in_used(), before), (60, 0));

@@ -2,13 +2,14 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, Waker};
 
 use cubecl::prelude::{ComputeClient, CubeCount, Runtime};
 use cubecl_common::bytes::Bytes;
 use cubecl_runtime::server::{Handle, ServerError};
 
-use super::raw::RawKernel;
+use super::raw::{RawKernel, Source};
 use super::{Backend, Cost, DType, Gpu, Result, Shape, Storage, Tensor};
 
 /// Words a unit of the copy kernel moves, so that 128 MiB fit into one dispatch dimension.
@@ -19,13 +20,25 @@ const COPY_UNITS: usize = 64;
 /// tables of a few kilobytes would not gain, and whole tensors would keep too much memory locked.
 const STAGED: std::ops::RangeInclusive<usize> = 256 << 10..=32 << 20;
 
-const COPY: RawKernel = RawKernel {
+static COPY: LazyLock<RawKernel> = LazyLock::new(|| RawKernel {
     entry: "copy_words",
-    wgsl: include_str!("../../shaders/wgsl/copy_words.wgsl"),
-    cuda: include_str!("../../shaders/cuda/copy_words.cu"),
+    wgsl: Source::file(include_str!("../../shaders/wgsl/copy_words.wgsl")),
+    cuda: Source::cuda(include_str!("../../shaders/cuda/copy_words.cu"), ""),
     units: COPY_UNITS as u32,
     shared_bytes: 0,
-};
+});
+
+/// Quads of words that a unit moves, and units.
+const QUADS_PER_UNIT: usize = 4;
+const QUAD_UNITS: usize = 256;
+
+static COPY_QUADS: LazyLock<RawKernel> = LazyLock::new(|| RawKernel {
+    entry: "copy_quads",
+    wgsl: Source::file(include_str!("../../shaders/wgsl/copy_quads.wgsl")),
+    cuda: Source::cuda(include_str!("../../shaders/cuda/copy_quads.cu"), ""),
+    units: QUAD_UNITS as u32,
+    shared_bytes: 0,
+});
 
 impl Gpu {
     /// A new tensor with these bytes, in cubecl's own pool (freed with the tensor).
@@ -50,7 +63,8 @@ impl Gpu {
                 }
                 Storage::Pool(c.create(data))
             }
-            Backend::Dry(c) => Storage::Pool(c.empty(padded.len())),
+            Backend::Dry(c) => Storage::Pool(c.create(Bytes::from_bytes_vec(padded))),
+            Backend::DryWgpu(c) => Storage::Pool(c.create(Bytes::from_bytes_vec(padded))),
             Backend::Null => Storage::None,
         };
         Tensor::new(storage, shape, dtype, self.caps().alignment)
@@ -115,6 +129,19 @@ impl Gpu {
         }
     }
 
+    /// `to = from`, 16 bytes at a time: as fast as the device copies, for measuring that. Both are whole allocations within
+    /// one binding, of f32 and a multiple of four of them.
+    pub(crate) fn copy_quads(&self, from: &Tensor, to: &Tensor) {
+        let n = from.len() / 4;
+        assert!(from.len() == to.len() && from.len() == 4 * n && from.at() == 0 && to.at() == 0);
+        let count = self.cubes(n, QUAD_UNITS * QUADS_PER_UNIT);
+        let CubeCount::Static(cubes_x, _, _) = count else {
+            unreachable!("cubes() counts on the host")
+        };
+        let cost = Cost::moving("copy", 2 * from.bytes());
+        self.launch_raw(cost, &COPY_QUADS, count, &[from, to], &[n as u32, cubes_x]);
+    }
+
     /// Reads a tensor of 32-bit floats. Waits for all work before it; fails if any of it failed.
     pub fn read_f32(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         let bytes = self.read_bytes(tensor)?;
@@ -146,7 +173,9 @@ impl Gpu {
         let result = match self.backend() {
             Backend::Wgpu(c) => c.read_one(handle),
             Backend::Cuda(c) => c.read_one(handle),
-            Backend::Dry(_) | Backend::Null => return Ok(vec![0; wanted]),
+            Backend::Dry(c) => c.read_one(handle),
+            Backend::DryWgpu(c) => c.read_one(handle),
+            Backend::Null => return Ok(vec![0; wanted]),
         };
         Ok(self.settle(result)?[before..before + wanted].to_vec())
     }
@@ -158,7 +187,9 @@ impl Gpu {
         let flushed = match self.backend() {
             Backend::Wgpu(c) => self.settle(c.flush()),
             Backend::Cuda(c) => self.settle(c.flush()),
-            Backend::Dry(_) | Backend::Null => self.check(),
+            Backend::Dry(c) => self.settle(c.flush()),
+            Backend::DryWgpu(c) => self.settle(c.flush()),
+            Backend::Null => self.check(),
         };
         assert_eq!(tensor.dtype().bytes(), 4, "only whole words are read later");
         let handle = flushed
@@ -168,6 +199,8 @@ impl Gpu {
         let future: Option<ReadFuture> = match (handle, self.backend()) {
             (Some(h), Backend::Wgpu(c)) => Some(read(c.clone(), h)),
             (Some(h), Backend::Cuda(c)) => Some(read(c.clone(), h)),
+            (Some(h), Backend::Dry(c)) => Some(read(c.clone(), h)),
+            (Some(h), Backend::DryWgpu(c)) => Some(read(c.clone(), h)),
             _ => None,
         };
         let mut pending = PendingRead {

@@ -45,6 +45,24 @@ impl Gpu {
         }
     }
 
+    /// The kernels that `work` launches, in the order of their first launch.
+    pub fn kernels_of(&self, work: impl FnOnce()) -> Vec<&'static str> {
+        let noted = || self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        *noted() = Some(Vec::new());
+        work();
+        noted().take().unwrap_or_default()
+    }
+
+    /// Notes a launch for [`Gpu::kernels_of`].
+    pub(crate) fn launches(&self, kernel: &'static str) {
+        let mut noted = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = noted.as_mut()
+            && !kernels.contains(&kernel)
+        {
+            kernels.push(kernel);
+        }
+    }
+
     /// The running phase: the first, where several share it.
     pub(crate) fn current_phase(&self) -> &'static str {
         self.recorder().phase()
