@@ -75,7 +75,8 @@ pub fn project(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tenso
 /// Everything behind attention: `y`, and what [`BlockTape`] keeps of it.
 pub struct Finished {
     pub middle: Tensor,
-    pub gate_up: Tensor,
+    /// If asked for.
+    pub gate_up: Option<Tensor>,
     pub branches: Option<(Tensor, Tensor)>,
 }
 
@@ -96,21 +97,36 @@ fn middle(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, o:
     }
 }
 
-/// gate | up from `middle`.
-fn gate_up(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, middle: &Tensor) -> Tensor {
+/// The product that gives gate | up from `middle`.
+fn gate_up(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, middle: &Tensor) -> gemm::Gemm {
     let normed = gpu.alloc(middle.dtype(), middle.shape());
     rms_norm::forward(gpu, middle, norms(p, time).1, &normed);
-    let gate_up = gpu.alloc(middle.dtype(), [middle.dim(0), p.gate_up.dim(0)]);
-    gemm::nt(&normed, &p.gate_up).to(gpu, &gate_up);
-    gate_up
+    gemm::nt(&normed, &p.gate_up)
 }
 
-/// `y` from the input `x` and attention's output `o`.
-pub fn finish(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, o: &Tensor, y: &Tensor) -> Finished {
+/// Room for gate | up.
+fn gate_up_rows(gpu: &Gpu, p: &GemmaBlock, middle: &Tensor) -> Tensor {
+    gpu.alloc(middle.dtype(), [middle.dim(0), p.gate_up.dim(0)])
+}
+
+/// `y` from the input `x` and attention's output `o`; gate | up only if `keep_gate_up`.
+pub fn finish(
+    gpu: &Gpu,
+    p: &GemmaBlock,
+    time: Option<Modulated<'_>>,
+    x: &Tensor,
+    o: &Tensor,
+    y: &Tensor,
+    keep_gate_up: bool,
+) -> Finished {
     let (middle, branch1) = middle(gpu, p, time, x, o);
-    let gate_up = gate_up(gpu, p, time, &middle);
+    let kept = keep_gate_up.then(|| gate_up_rows(gpu, p, &middle));
     let act = gpu.alloc(x.dtype(), [x.dim(0), p.down.dim(1)]);
-    geglu::forward(gpu, &gate_up, &act);
+    let mut product = gate_up(gpu, p, time, &middle).gated();
+    if let Some(kept) = &kept {
+        product = product.save_pre(kept);
+    }
+    product.to(gpu, &act);
     let branches = match (time, branch1) {
         (Some(t), Some(branch1)) => {
             let branch2 = gpu.alloc(x.dtype(), x.shape());
@@ -125,7 +141,7 @@ pub fn finish(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor
     };
     Finished {
         middle,
-        gate_up,
+        gate_up: kept,
         branches,
     }
 }
@@ -143,7 +159,9 @@ impl BlockTape {
         if self.gate_up.is_none()
             && let Some(middle) = &self.middle
         {
-            self.gate_up = Some(gate_up(gpu, p, time, middle));
+            let rows = gate_up_rows(gpu, p, middle);
+            gate_up(gpu, p, time, middle).to(gpu, &rows);
+            self.gate_up = Some(rows);
         }
     }
 

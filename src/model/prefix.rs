@@ -181,14 +181,14 @@ pub fn forward(
         let step = |block: &super::bind::GemmaBlock, input: &Tensor, range: std::ops::Range<usize>, keep| {
             let y = gpu.alloc(net.dtype, input.shape());
             let o = joint.o.rows(range.clone());
-            let done = gemma::finish(gpu, block, None, input, &o, &y);
+            let done = gemma::finish(gpu, block, None, input, &o, &y, keep == Some(Remat::None));
             let tape = BlockTape {
                 x: input.clone(),
                 qkv: joint.qkv.rows(range.clone()),
                 o,
                 lse: joint.lse.rows(range),
                 middle: (keep != Some(Remat::Full)).then_some(done.middle),
-                gate_up: (keep == Some(Remat::None)).then_some(done.gate_up),
+                gate_up: done.gate_up,
                 branches: None,
             };
             (y, tape)

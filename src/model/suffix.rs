@@ -170,7 +170,7 @@ pub fn forward(
         let kept = keep.map(|_| &lse);
         Attention::new(heads).forward(gpu, &rows.plan, Columns::all(&qkv), keys, Some(own), &o, kept);
         let y = gpu.alloc(net.dtype, h.shape());
-        let done = gemma::finish(gpu, block, modulated, &h, &o, &y);
+        let done = gemma::finish(gpu, block, modulated, &h, &o, &y, keep == Some(Remat::None));
         if let Some(keep) = keep {
             layers.push(BlockTape {
                 x: h,
@@ -178,7 +178,7 @@ pub fn forward(
                 o,
                 lse,
                 middle: (keep != Remat::Full).then_some(done.middle),
-                gate_up: (keep == Remat::None).then_some(done.gate_up),
+                gate_up: done.gate_up,
                 branches: done.branches,
             });
         }

@@ -1,9 +1,10 @@
 //! A product as a kernel sees it.
 
-use super::{Config, Gemm, Mat, RowMap};
+use super::{Act, Config, Gemm, Mat, RowMap};
 use crate::gpu::Tensor;
 
 /// What a kernel launch needs: operands, sizes and strides, ready to pass on.
+#[derive(Clone, Copy)]
 pub(super) struct Call<'a> {
     pub(super) a: &'a Tensor,
     pub(super) b: &'a Tensor,
@@ -63,9 +64,11 @@ impl<'a> Call<'a> {
             None => [m, n, c.batch],
             Some(groups) => [groups.max_m, groups.max_n, groups.table.dim(0)],
         };
+        // Without k there is nothing to read: the sums are zero.
+        let read = |m: &'a Mat| if k == 0 { &c.tensor } else { &m.tensor };
         Call {
-            a: &gemm.a.tensor,
-            b: &gemm.b.tensor,
+            a: read(&gemm.a),
+            b: read(&gemm.b),
             c: &c.tensor,
             bias: gemm.bias.as_ref().map_or(&c.tensor, |m| &m.tensor),
             extra: extra.map_or(&c.tensor, |m| &m.tensor),
@@ -92,6 +95,39 @@ impl<'a> Call<'a> {
             },
             scale: gemm.scale.unwrap_or(1.0),
             config,
+        }
+    }
+    /// The same product without an epilogue, into the first of `parts [splits, m, n]` f32.
+    pub(super) fn sums<'b>(&self, parts: &'b Tensor) -> Call<'b>
+    where
+        'a: 'b,
+    {
+        Call {
+            c: parts,
+            bias: parts,
+            extra: parts,
+            pre: parts,
+            index: parts,
+            sizes: Sizes {
+                ld_c: self.sizes.n,
+                ld_extra: 0,
+                ld_pre: 0,
+                stride_c: 0,
+                stride_bias: 0,
+                stride_extra: 0,
+                stride_pre: 0,
+                ..self.sizes
+            },
+            config: Config {
+                bias: false,
+                extra: None,
+                act: Act::None,
+                pre: false,
+                accumulate: false,
+                scaled: false,
+                ..self.config
+            },
+            ..*self
         }
     }
 }

@@ -74,6 +74,9 @@ impl Mat {
 
     /// Elements from the first to the last one, inclusive.
     pub(super) fn span(&self) -> usize {
+        if self.rows * self.cols * self.batch == 0 {
+            return 0;
+        }
         (self.batch - 1) * self.stride + (self.rows - 1) * self.ld + self.cols
     }
 

@@ -12,18 +12,25 @@
 //!
 //! Cost: `2·m·n·k` FLOPs per batch entry; each operand read or written once.
 //!
-//! Three kernels share the epilogue and are picked by the capability table ([`Kernel::pick`]):
-//! `plane` (software Vulkan), `tiled` (GPUs), `portable` (anything).
+//! The kernels share the epilogue and are picked by the capability table (`Kernel::pick`): for bf16 operands on CUDA
+//! `wgmma` (Hopper) and `mma` (8.0 and later); else `plane` (software Vulkan), `tiled` (GPUs), `portable` (anything).
 
 mod call;
+mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 mod epilogue;
+mod gated;
 mod mat;
+mod mma;
 mod plane;
 mod portable;
+mod reduce;
 mod split;
 #[cfg(test)]
 mod tests;
 mod tiled;
+mod wgmma;
 
 pub use mat::Mat;
 
@@ -78,6 +85,8 @@ struct Config {
     pre: bool,
     accumulate: bool,
     scaled: bool,
+    /// C is half as wide as the product: see [`Gemm::gated`].
+    gated: bool,
 }
 
 impl Config {
@@ -96,6 +105,10 @@ impl Config {
 /// The kernels to choose from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
+    /// Tensor cores by four warps together, operands by the copy engine: bf16 on Hopper, rows at multiples of 16 bytes.
+    Wgmma,
+    /// Tensor cores by single warps: bf16 on CUDA devices from 8.0 on, any alignment.
+    Mma,
     /// One plane a tile, operands broadcast between its units: fewest loads, for CPUs posing as GPUs.
     Plane,
     /// Tiles in shared memory, for GPUs.
@@ -105,8 +118,11 @@ pub enum Kernel {
 }
 
 impl Kernel {
-    /// The kernel for a device: a table, not a race.
-    pub fn pick(caps: &Caps) -> Kernel {
+    /// The kernel for a product into `c` on a device: a table, not a race.
+    fn pick(caps: &Caps, product: &Gemm, c: &Mat) -> Kernel {
+        if let Some(native) = cuda::pick(caps, product, c) {
+            return native;
+        }
         match (caps.software, caps.plane) {
             (true, Some(4 | 8 | 16)) => Kernel::Plane,
             (true, _) => Kernel::Portable,
@@ -145,6 +161,7 @@ pub struct Gemm {
     scale: Option<f32>,
     kernel: Option<Kernel>,
     groups: Option<Groups>,
+    gated: bool,
     name: &'static str,
 }
 
@@ -182,6 +199,7 @@ impl Gemm {
             scale: None,
             kernel: None,
             groups: None,
+            gated: false,
             name: "gemm",
         }
     }
@@ -260,6 +278,9 @@ impl Gemm {
     }
 
     fn run(self, gpu: &Gpu, c: Mat, accumulate: bool) {
+        if self.gated {
+            return self.run_gated(gpu, &c, accumulate);
+        }
         let (m, k) = if self.a_transposed {
             (self.a.cols, self.a.rows)
         } else {
@@ -282,17 +303,25 @@ impl Gemm {
         if self.split_over_binding_limit(gpu, &c, accumulate) {
             return;
         }
-        let map = self.extra.as_ref().map(|(_, map)| match map {
-            RowMap::Same => Map::Same,
-            RowMap::Modulo(_) => Map::Modulo,
-            RowMap::Index(_) => Map::Index,
-        });
         let caps = gpu.caps();
-        let kernel = self.kernel.unwrap_or_else(|| Kernel::pick(caps));
+        let kernel = self.kernel.unwrap_or_else(|| Kernel::pick(caps, &self, &c));
+        let config = self.config(caps, &c, accumulate);
+        let cost = self.cost([m, n, k], &c, accumulate);
+        let call = Call::new(&self, &c, [m, n, k], config);
+        match kernel {
+            Kernel::Wgmma => wgmma::launch_wgmma(gpu, cost, &call),
+            Kernel::Mma => mma::launch_mma(gpu, cost, &call),
+            Kernel::Plane => plane::launch_plane(gpu, cost, &call),
+            Kernel::Tiled => tiled::launch_tiled(gpu, cost, &call),
+            Kernel::Portable => portable::launch_portable(gpu, cost, &call),
+        }
+    }
+
+    fn config(&self, caps: &Caps, c: &Mat, accumulate: bool) -> Config {
         // Groups may start and end anywhere.
         let wide = |m: &Mat| self.groups.is_none() && m.wide(caps);
-        let wide_c = wide(&c) && self.pre.as_ref().is_none_or(wide);
-        let config = Config {
+        let wide_c = wide(c) && self.pre.as_ref().is_none_or(wide);
+        Config {
             a_transposed: self.a_transposed,
             b_transposed: self.b_transposed,
             // Pairs of untransposed A double the unrolled loop: no faster, and twice as much to compile.
@@ -301,32 +330,35 @@ impl Gemm {
             wide_c,
             // Both are stored and read by the same code: in pairs, or one by one.
             wide_extra: wide_c && self.extra.as_ref().is_some_and(|(e, _)| wide(e)),
-            batched: batch > 1,
+            batched: c.batch > 1,
             grouped: self.groups.is_some(),
             bias: self.bias.is_some(),
-            extra: map,
+            extra: self.extra.as_ref().map(|(_, map)| match map {
+                RowMap::Same => Map::Same,
+                RowMap::Modulo(_) => Map::Modulo,
+                RowMap::Index(_) => Map::Index,
+            }),
             act: self.act,
             pre: self.pre.is_some(),
             accumulate,
             scaled: self.scale.is_some(),
-        };
-        let products = self.groups.as_ref().map_or((m * n * k * batch) as f64, |g| g.products);
+            gated: self.gated,
+        }
+    }
+
+    fn cost(&self, [m, n, k]: [usize; 3], c: &Mat, accumulate: bool) -> Cost {
+        let all = (m * n * k * c.batch) as f64;
+        let products = self.groups.as_ref().map_or(all, |g| g.products);
         let parts = [
             Some(&self.a),
             Some(&self.b),
             self.bias.as_ref(),
             self.extra.as_ref().map(|e| &e.0),
             self.pre.as_ref(),
-            Some(&c),
-            accumulate.then_some(&c),
+            Some(c),
+            accumulate.then_some(c),
         ];
         let bytes: u64 = parts.into_iter().flatten().map(Mat::bytes).sum();
-        let cost = Cost::new(self.name, 2.0 * products, bytes);
-        let call = Call::new(&self, &c, [m, n, k], config);
-        match kernel {
-            Kernel::Plane => plane::launch_plane(gpu, cost, &call),
-            Kernel::Tiled => tiled::launch_tiled(gpu, cost, &call),
-            Kernel::Portable => portable::launch_portable(gpu, cost, &call),
-        }
+        Cost::new(self.name, 2.0 * products, bytes)
     }
 }

@@ -7,7 +7,7 @@ use crate::ops::testing::{check, close, f64s, gpu, normals};
 const KERNELS: [Kernel; 3] = [Kernel::Plane, Kernel::Tiled, Kernel::Portable];
 
 /// `op(A) op(B)` in float64, row-major.
-fn product(a: &[f64], b: &[f64], [m, n, k]: [usize; 3], ta: bool, tb: bool) -> Vec<f64> {
+pub(super) fn product(a: &[f64], b: &[f64], [m, n, k]: [usize; 3], ta: bool, tb: bool) -> Vec<f64> {
     let mut c = vec![0.0; m * n];
     for i in 0..m {
         for j in 0..n {
@@ -30,7 +30,7 @@ fn form(a: &Tensor, b: &Tensor, ta: bool, tb: bool) -> Gemm {
     }
 }
 
-fn dims(rows: usize, cols: usize, transposed: bool) -> [usize; 2] {
+pub(super) fn dims(rows: usize, cols: usize, transposed: bool) -> [usize; 2] {
     if transposed { [cols, rows] } else { [rows, cols] }
 }
 
@@ -131,7 +131,7 @@ fn epilogues() {
     }
 }
 
-fn gelu(x: f64) -> f64 {
+pub(super) fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
 }
 

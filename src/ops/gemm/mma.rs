@@ -1,0 +1,66 @@
+//! The product for CUDA devices from 8.0 on: tiles of 128 × 128 by `mma`, operands of any alignment, also groups of
+//! different sizes (`shaders/cuda/gemm_mma.cu`).
+
+use cubecl::prelude::CubeCount;
+
+use super::cuda::{self, Tiling};
+use super::{Call, reduce};
+use crate::gpu::{Cost, Gpu, RawKernel, Source};
+
+const SOURCE: &str = concat!(
+    include_str!("../../../shaders/cuda/include/gemm.cuh"),
+    include_str!("../../../shaders/cuda/gemm_mma.cu")
+);
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+/// Sides of a tile, and depth of a step along k.
+const SIDE: usize = 128;
+const DEPTH: usize = 32;
+/// Four stages of a slice of each operand.
+pub(super) const SHARED_BYTES: usize = 64 << 10;
+/// Fewest steps of a part of k: below, the sum of the parts costs what the cut saves.
+const LEAST_STEPS: usize = 32;
+
+pub(super) fn launch_mma(gpu: &Gpu, cost: Cost, call: &Call<'_>) {
+    let tiling = Tiling {
+        rows: SIDE,
+        columns: SIDE,
+        depth: DEPTH,
+        splits: 1,
+    }
+    .split(call, cuda::processors(gpu.caps()), LEAST_STEPS);
+    if tiling.splits == 1 {
+        return launch(gpu, cost, call, &tiling);
+    }
+    let [m, n, _] = call.grid;
+    let parts = gpu.f32([tiling.splits, m, n]);
+    launch(gpu, cost, &call.sums(&parts), &tiling);
+    reduce::launch_reduce(gpu, &parts, call);
+}
+
+fn launch(gpu: &Gpu, cost: Cost, call: &Call<'_>, tiling: &Tiling) {
+    let [m, n, matrices] = call.grid;
+    let defines = format!(
+        "{}#define GROUPED {}\n",
+        cuda::defines(call),
+        call.config.grouped as u32
+    );
+    let kernel = RawKernel {
+        entry: "gemm_mma",
+        wgsl: Source::NONE,
+        cuda: Source::cuda(SOURCE, &defines),
+        units: THREADS,
+        shared_bytes: SHARED_BYTES,
+    };
+    let tiles = tiling.tiles(m, n) * matrices * tiling.splits;
+    gpu.launch_raw(
+        cost,
+        &kernel,
+        CubeCount::Static(tiles as u32, 1, 1),
+        &[
+            call.a, call.b, call.c, call.pre, call.bias, call.extra, call.index, call.table,
+        ],
+        &cuda::scalars(call, tiling),
+    );
+}
