@@ -19,11 +19,13 @@
 //! `delta = Σ do·o`; [`Attention::backward_keys`] gives each key its dk and dv from the queries that saw it, in order.
 //! Dao et al. 2022 for the recomputation from `lse`.
 //!
-//! Cost (per query-key pair and head): forward `4K` FLOPs, backward `10K`. Two implementations: `flash` keeps scores
-//! in registers (small heads), `materialised` writes them out and uses the matrix product (any head).
+//! Cost (per query-key pair and head): forward `4K` FLOPs, backward `10K`. Three implementations: `native` is CUDA C++
+//! for tensor cores (bf16), `flash` keeps scores in registers (small heads), `materialised` writes them out and uses the
+//! matrix product (any head).
 
 mod flash;
 mod materialised;
+mod native;
 #[cfg(test)]
 mod tests;
 
@@ -100,6 +102,11 @@ impl Plan {
         }
     }
 
+    /// Who sees whom.
+    pub fn sequences(&self) -> &[Sequence] {
+        &self.sequences
+    }
+
     /// Number of (query row, key row) pairs.
     fn pairs(&self) -> f64 {
         self.sequences
@@ -141,6 +148,11 @@ impl KeyPlan {
         }
     }
 
+    /// The keys, and who sees them.
+    pub fn runs(&self) -> &[KeyRun] {
+        &self.host
+    }
+
     fn pairs(&self) -> f64 {
         self.host
             .iter()
@@ -170,7 +182,14 @@ impl<'a> Columns<'a> {
     fn ld(&self) -> usize {
         self.rows.dim(1)
     }
+
+    fn operand(&self) -> Operand<'a> {
+        (self.rows, [self.column; 2])
+    }
 }
+
+/// Rows, and the first columns of the heads in them.
+type Operand<'a> = (&'a Tensor, [usize; 2]);
 
 /// Keys and values as columns of the same rows.
 #[derive(Clone, Copy)]
@@ -205,18 +224,24 @@ impl<'a> Keys<'a> {
     fn ld(&self) -> usize {
         self.rows.dim(1)
     }
+
+    fn operand(&self) -> Operand<'a> {
+        (self.rows, [self.k, self.v])
+    }
 }
 
 /// Which implementation to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
+    /// CUDA's tensor cores, scores in registers; bf16 heads of an even size up to 256.
+    Native,
     /// Scores stay in registers; heads up to 32 elements.
     Flash,
     /// Scores in memory.
     Materialised,
 }
 
-/// The implementations that take these heads, for checks of each of them.
+/// The implementations that take these heads in any type, for checks of each of them.
 pub fn methods(heads: Heads) -> Vec<Method> {
     let flash = (heads.dim <= flash::MAX_DIM).then_some(Method::Flash);
     flash.into_iter().chain([Method::Materialised]).collect()
@@ -226,7 +251,7 @@ pub fn methods(heads: Heads) -> Vec<Method> {
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     pub heads: Heads,
-    /// `None`: by the capability table.
+    /// `None`: by the capability table and the operands.
     pub method: Option<Method>,
 }
 
@@ -245,11 +270,15 @@ impl Attention {
         Attention { heads, method: None }
     }
 
-    fn method(&self) -> Method {
-        self.method.unwrap_or(if self.heads.dim <= flash::MAX_DIM {
-            Method::Flash
-        } else {
-            Method::Materialised
+    fn method(&self, gpu: &Gpu, operands: &[Operand<'_>], results: &[Operand<'_>]) -> Method {
+        self.method.unwrap_or_else(|| {
+            if native::takes(gpu, self.heads, operands, results) {
+                Method::Native
+            } else if self.heads.dim <= flash::MAX_DIM {
+                Method::Flash
+            } else {
+                Method::Materialised
+            }
         })
     }
 
@@ -269,7 +298,10 @@ impl Attention {
         o: &Tensor,
         lse: Option<&Tensor>,
     ) {
-        match self.method() {
+        let second = own.unwrap_or(keys);
+        let operands = [q.operand(), keys.operand(), second.operand(), Columns::all(o).operand()];
+        match self.method(gpu, &operands, &[]) {
+            Method::Native => native::forward(gpu, self, plan, q, keys, own, o, lse),
             Method::Flash => flash::forward(gpu, self, plan, q, keys, own, o, lse),
             Method::Materialised => materialised::forward(gpu, self, plan, q, keys, own, o, lse),
         }
@@ -289,7 +321,11 @@ impl Attention {
         dq: Columns<'_>,
         delta: &Tensor,
     ) {
-        match self.method() {
+        let second = own.unwrap_or(keys);
+        let [of_o, of_do] = [saved.o, d_o].map(|rows| Columns::all(rows).operand());
+        let operands = [q.operand(), keys.operand(), second.operand(), of_o, of_do];
+        match self.method(gpu, &operands, &[dq.operand()]) {
+            Method::Native => native::backward_queries(gpu, self, plan, q, keys, own, saved, d_o, dq, delta),
             Method::Flash => flash::backward_queries(gpu, self, plan, q, keys, own, saved, d_o, dq, delta),
             Method::Materialised => {
                 materialised::backward_queries(gpu, self, plan, q, keys, own, saved, d_o, dq, delta)
@@ -311,7 +347,9 @@ impl Attention {
         dkeys: Keys<'_>,
         add: bool,
     ) {
-        match self.method() {
+        let operands = [q.operand(), keys.operand(), Columns::all(d_o).operand()];
+        match self.method(gpu, &operands, &[dkeys.operand()]) {
+            Method::Native => native::backward_keys(gpu, self, plan, q, keys, saved, d_o, delta, dkeys, add),
             Method::Flash => flash::backward_keys(gpu, self, plan, q, keys, saved, d_o, delta, dkeys, add),
             Method::Materialised => {
                 materialised::backward_keys(gpu, self, plan, q, keys, saved, d_o, delta, dkeys, add)

@@ -1,6 +1,7 @@
-//! Both implementations against float64: packed sequences of different lengths, cached and own keys, shared heads.
+//! All implementations against float64: packed sequences of different lengths, cached and own keys, shared heads.
 
 use super::*;
+use crate::gpu::DType;
 use crate::ops::testing::{check, f64s, gpu, normals};
 
 /// Float64 attention over explicit lists of keys, with gradients.
@@ -12,14 +13,33 @@ struct Reference {
     down: Vec<f64>,
 }
 
-struct Case {
-    heads: Heads,
-    q_rows: usize,
-    cache_rows: usize,
-    sequences: Vec<Sequence>,
+pub(super) struct Case {
+    pub heads: Heads,
+    pub q_rows: usize,
+    pub cache_rows: usize,
+    pub sequences: Vec<Sequence>,
 }
 
-fn case(q: usize, kv: usize, dim: usize) -> Case {
+/// How tensors are stored, and what may be lost, relative to the largest element.
+#[derive(Clone, Copy)]
+pub(super) struct Precision {
+    pub dtype: DType,
+    /// Of the cache's gradient.
+    pub gradients: DType,
+    pub o: f64,
+    pub lse: f64,
+    pub gradient: f64,
+}
+
+const F32: Precision = Precision {
+    dtype: DType::F32,
+    gradients: DType::F32,
+    o: 3e-6,
+    lse: 3e-6,
+    gradient: 1e-5,
+};
+
+pub(super) fn case(q: usize, kv: usize, dim: usize) -> Case {
     // Three sequences: cached keys and own rows; own rows only as cache (self attention); a long one. Row 4 of the
     // queries belongs to none of them.
     let sequences = vec![
@@ -115,114 +135,126 @@ fn reference(c: &Case, fused: &[f64], cache: &[f64], d_o: &[f64]) -> Reference {
     r
 }
 
-fn run(q: usize, kv: usize, dim: usize, method: Method) {
-    let gpu = gpu();
-    let c = case(q, kv, dim);
-    let h = c.heads;
-    let (fused, cache) = (
-        normals(1, c.q_rows * h.fused()),
-        normals(2, c.cache_rows * 2 * h.kv_width()),
-    );
-    let d_o = normals(3, c.q_rows * h.q_width());
-    let want = reference(&c, &f64s(&fused), &f64s(&cache), &f64s(&d_o));
-    let name = format!("{q}/{kv}x{dim} {method:?}");
+/// Runs of cached keys and all queries that see them, a long run of queries in two pieces.
+fn cached_runs(c: &Case) -> Vec<KeyRun> {
+    let mut runs: Vec<KeyRun> = Vec::new();
+    for s in c.sequences.iter().filter(|s| s.k_rows > 0) {
+        let piece = s.q_rows / 2;
+        let queries = match piece > 3 {
+            true => vec![(s.q_row0, piece), (s.q_row0 + piece, s.q_rows - piece)],
+            false => vec![(s.q_row0, s.q_rows)],
+        };
+        match runs.iter_mut().find(|r| (r.k_row0, r.k_rows) == (s.k_row0, s.k_rows)) {
+            Some(run) => run.queries.extend(queries),
+            None => runs.push(KeyRun {
+                k_row0: s.k_row0,
+                k_rows: s.k_rows,
+                queries,
+            }),
+        }
+    }
+    runs
+}
 
-    let g_fused = gpu.upload_f32(&fused, [c.q_rows, h.fused()]);
-    let g_cache = gpu.upload_f32(&cache, [c.cache_rows, 2 * h.kv_width()]);
-    let g_do = gpu.upload_f32(&d_o, [c.q_rows, h.q_width()]);
-    let plan = Plan::new(&gpu, c.sequences.clone());
+/// Both passes against float64, on operands that start in the middle of a buffer. Gives all results, for a comparison bit
+/// by bit.
+pub(super) fn run(gpu: &Gpu, c: &Case, method: Method, precision: Precision) -> Vec<Vec<f32>> {
+    let (h, Precision { dtype, gradients, .. }) = (c.heads, precision);
+    let stored = |seed, n| -> Vec<f32> {
+        let values = normals(seed, n);
+        match dtype {
+            DType::Bf16 => values.iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect(),
+            _ => values,
+        }
+    };
+    let (fused, cache) = (
+        stored(1, c.q_rows * h.fused()),
+        stored(2, c.cache_rows * 2 * h.kv_width()),
+    );
+    let d_o = stored(3, c.q_rows * h.q_width());
+    let want = reference(c, &f64s(&fused), &f64s(&cache), &f64s(&d_o));
+    let name = format!("{}/{}x{} {method:?}", h.q, h.kv, h.dim);
+    // One row more in front, so that operands start somewhere in memory.
+    let upload = |values: &[f32], dtype, width: usize| {
+        let padded = [&vec![f32::NAN; width][..], values].concat();
+        let rows = padded.len() / width;
+        gpu.upload_as(&padded, dtype, [rows, width]).rows(1..rows)
+    };
+
+    let g_fused = upload(&fused, dtype, h.fused());
+    let g_cache = upload(&cache, dtype, 2 * h.kv_width());
+    let g_do = upload(&d_o, dtype, h.q_width());
+    let plan = Plan::new(gpu, c.sequences.clone());
     let attention = Attention {
         heads: h,
         method: Some(method),
     };
-    let (keys, own) = (Keys::cache(&g_cache, h), Keys::fused(&g_fused, h));
+    let keys = Keys::cache(&g_cache, h);
+    let all_own = Keys::fused(&g_fused, h);
+    let own = c.sequences.iter().any(|s| s.own_rows > 0).then_some(all_own);
     // What no sequence writes must stay.
-    let o = gpu.upload_f32(&vec![0.0; want.o.len()], [c.q_rows, h.q_width()]);
-    let lse = gpu.upload_f32(&vec![0.0; want.lse.len()], [c.q_rows, h.q]);
-    attention.forward(&gpu, &plan, Columns::all(&g_fused), keys, Some(own), &o, Some(&lse));
-    check(&gpu, &format!("{name} o"), &o, &want.o, 3e-6);
-    check(&gpu, &format!("{name} lse"), &lse, &want.lse, 3e-6);
+    let o = upload(&vec![0.0; want.o.len()], dtype, h.q_width());
+    let lse = upload(&vec![0.0; want.lse.len()], DType::F32, h.q);
+    attention.forward(gpu, &plan, Columns::all(&g_fused), keys, own, &o, Some(&lse));
+    check(gpu, &format!("{name} o"), &o, &want.o, precision.o);
+    check(gpu, &format!("{name} lse"), &lse, &want.lse, precision.lse);
 
     // The gradient of fused rows: dq in place of q, dk and dv of own rows in their columns.
-    let dfused = gpu.upload_f32(&vec![0.0; fused.len()], [c.q_rows, h.fused()]);
-    let delta = gpu.f32([c.q_rows, h.q]);
+    let dfused = upload(&vec![0.0; fused.len()], dtype, h.fused());
+    let delta = upload(&vec![0.0; want.lse.len()], DType::F32, h.q);
     let saved = Saved { o: &o, lse: &lse };
+    let q_columns = Columns::all(&g_fused);
     attention.backward_queries(
-        &gpu,
+        gpu,
         &plan,
-        Columns::all(&g_fused),
+        q_columns,
         keys,
-        Some(own),
+        own,
         saved,
         &g_do,
         Columns::all(&dfused),
         &delta,
     );
-    let own_runs = c.sequences.iter().map(|s| KeyRun {
+    let own_runs = c.sequences.iter().filter(|s| s.own_rows > 0).map(|s| KeyRun {
         k_row0: s.own_row0,
         k_rows: s.own_rows,
         queries: vec![(s.q_row0, s.q_rows)],
     });
-    let own_plan = KeyPlan::new(&gpu, own_runs.collect());
-    let q_columns = Columns::all(&g_fused);
-    attention.backward_keys(
-        &gpu,
-        &own_plan,
-        q_columns,
-        own,
-        saved,
-        &g_do,
-        &delta,
-        Keys::fused(&dfused, h),
-        false,
-    );
+    if own.is_some() {
+        let own_plan = KeyPlan::new(gpu, own_runs.collect());
+        let dkeys = Keys::fused(&dfused, h);
+        attention.backward_keys(gpu, &own_plan, q_columns, all_own, saved, &g_do, &delta, dkeys, false);
+    }
     let mut want_fused = want.down.clone();
     for row in 0..c.q_rows {
         for i in 0..h.q_width() {
             want_fused[row * h.fused() + i] = want.dq[row * h.q_width() + i];
         }
     }
-    check(&gpu, &format!("{name} dfused"), &dfused, &want_fused, 1e-5);
+    check(gpu, &format!("{name} dfused"), &dfused, &want_fused, precision.gradient);
 
-    // The cache, on top of something that is already there; the last sequence's queries in two pieces.
-    let mut runs: Vec<KeyRun> = c
-        .sequences
-        .iter()
-        .map(|s| KeyRun {
-            k_row0: s.k_row0,
-            k_rows: s.k_rows,
-            queries: vec![(s.q_row0, s.q_rows)],
-        })
-        .collect();
-    runs[2].queries = vec![(6, 4), (10, 5)];
-    let dcache = gpu.upload_f32(&vec![0.5; cache.len()], [c.cache_rows, 2 * h.kv_width()]);
-    let plan = KeyPlan::new(&gpu, runs);
-    attention.backward_keys(
-        &gpu,
-        &plan,
-        q_columns,
-        keys,
-        saved,
-        &g_do,
-        &delta,
-        Keys::cache(&dcache, h),
-        true,
-    );
+    // The cache, on top of something that is already there.
+    let dcache = upload(&vec![0.5; cache.len()], gradients, 2 * h.kv_width());
+    let plan = KeyPlan::new(gpu, cached_runs(c));
+    let dkeys = Keys::cache(&dcache, h);
+    attention.backward_keys(gpu, &plan, q_columns, keys, saved, &g_do, &delta, dkeys, true);
     let want_cache: Vec<f64> = want.dcache.iter().map(|v| v + 0.5).collect();
-    check(&gpu, &format!("{name} dcache"), &dcache, &want_cache, 1e-5);
+    check(gpu, &format!("{name} dcache"), &dcache, &want_cache, precision.gradient);
+    [&o, &lse, &dfused, &delta, &dcache]
+        .map(|t| gpu.read_f32(t).expect("a result"))
+        .to_vec()
 }
 
 #[test]
 fn flash_meets_float64() {
-    run(8, 1, 16, Method::Flash);
-    run(4, 2, 24, Method::Flash);
-    run(2, 2, 6, Method::Flash);
+    for (q, kv, dim) in [(8, 1, 16), (4, 2, 24), (2, 2, 6)] {
+        run(&gpu(), &case(q, kv, dim), Method::Flash, F32);
+    }
 }
 
 #[test]
 fn materialised_meets_float64() {
-    run(8, 1, 16, Method::Materialised);
-    run(4, 2, 24, Method::Materialised);
-    run(3, 3, 72, Method::Materialised);
-    run(2, 1, 256, Method::Materialised);
+    for (q, kv, dim) in [(8, 1, 16), (4, 2, 24), (3, 3, 72), (2, 1, 256)] {
+        run(&gpu(), &case(q, kv, dim), Method::Materialised, F32);
+    }
 }
