@@ -11,20 +11,22 @@ fn device() -> Gpu {
     Gpu::open(choice).expect("tests need a device")
 }
 
-/// The kernels of a GPU: rows shared by teams of units, shared memory instead of register broadcasts.
+/// The kernels of a GPU: rows shared by teams of units, vectors of four, shared memory instead of register broadcasts.
 fn gpu_kernels() -> Gpu {
     device().with_caps(|c| Caps {
         software: false,
         plane: None,
+        lanes: 4,
         ..c
     })
 }
 
-/// The kernels of the plainest device: no planes, no 64-bit words.
+/// The kernels of the plainest device: no planes, no vectors, no 64-bit words.
 fn portable_kernels() -> Gpu {
     device().with_caps(|c| Caps {
         plane: None,
         wide_loads: false,
+        lanes: 1,
         max_shared_bytes: 1024,
         ..c
     })

@@ -51,6 +51,11 @@ impl ImageLayout {
         }
     }
 
+    /// Which queries see which keys, and the reverse.
+    pub fn plans(&self) -> (&Plan, &KeyPlan) {
+        (&self.plan, &self.keys)
+    }
+
     /// Rows of all pictures.
     pub fn rows(&self) -> usize {
         self.images * self.tokens

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use super::params::{ALIGN, ParamTensor, Part, Placement, Room};
 use crate::gpu::{DType, Gpu, Result, Tensor};
 use crate::ops::blocks::{self, Rect};
+use crate::ops::split::{self, Values};
 
 /// Memory for one value per parameter: weights, or gradients, or a moment, …
 pub struct ParamStore {
     placement: Arc<Placement>,
     /// Pages held; those of units that do not learn may be missing at the end.
     pages: Vec<Tensor>,
+    /// Low halves of the values of each page, where the pages hold the high ones.
+    low: Option<Vec<Tensor>>,
     dtype: DType,
     /// Stands for groups without memory.
     absent: Tensor,
@@ -33,17 +36,26 @@ impl ParamStore {
         } else {
             placement.learning
         };
-        let pages = placement.pages.iter().take(held);
-        let pages = pages
-            .map(|&len| gpu.alloc_in(gpu.states(), dtype, [len.max(1)]))
-            .collect();
         let absent = gpu.alloc_in(gpu.states(), dtype, [0]);
         ParamStore {
+            pages: pages(gpu, &placement.pages[..held.min(placement.pages.len())], dtype),
+            low: None,
             placement,
-            pages,
             dtype,
             absent,
         }
+    }
+
+    /// f32 values of all units, set to zero, in two halves ([`split`]): [`ParamStore::group`] and [`ParamStore::parts`]
+    /// give the high ones, in bf16; everything else sees the f32 values.
+    pub fn halves(gpu: &Gpu, placement: Arc<Placement>) -> ParamStore {
+        let low = pages(gpu, &placement.pages, DType::U16);
+        let store = ParamStore {
+            low: Some(low),
+            ..ParamStore::new(gpu, placement, DType::Bf16, Scope::All)
+        };
+        store.clear(gpu);
+        store
     }
 
     /// Memory set to zero.
@@ -55,7 +67,7 @@ impl ParamStore {
 
     /// Sets everything to zero.
     pub fn clear(&self, gpu: &Gpu) {
-        for page in &self.pages {
+        for page in self.pages.iter().chain(self.low.iter().flatten()) {
             crate::ops::fill::zero(gpu, page);
         }
     }
@@ -65,14 +77,21 @@ impl ParamStore {
         &self.placement
     }
 
-    /// Element type.
+    /// Element type of what kernels bind.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
     /// A flat range of a page, as returned by [`Placement::segments`].
-    pub fn segment(&self, (page, start, len): (usize, usize, usize)) -> Tensor {
-        self.pages[page].slice(start, [len])
+    pub fn segment(&self, (page, start, len): (usize, usize, usize)) -> Values {
+        self.page(page).slice(start, len)
+    }
+
+    fn page(&self, page: usize) -> Values {
+        Values {
+            high: self.pages[page].clone(),
+            low: self.low.as_ref().map(|low| low[page].clone()),
+        }
     }
 
     /// Has the unit memory here?
@@ -84,7 +103,7 @@ impl ParamStore {
     }
 
     /// All memory of a room's units that is held here, padding included, in as few flat ranges as kernels may bind.
-    pub fn room(&self, gpu: &Gpu, room: Room) -> Vec<Tensor> {
+    pub fn room(&self, gpu: &Gpu, room: Room) -> Vec<Values> {
         let units = self.placement.table.units.iter().enumerate();
         let held = units.filter(|(i, unit)| unit.room == room && self.holds(*i));
         let segments = self.placement.segments_of(held.map(|(i, _)| i), gpu.caps());
@@ -132,7 +151,7 @@ impl ParamStore {
     }
 
     /// Every named tensor that has memory here, as flat ranges, in order: (tensor, ranges).
-    pub fn named(&self) -> Vec<(ParamTensor, Vec<Tensor>)> {
+    pub fn named(&self) -> Vec<(ParamTensor, Vec<Values>)> {
         let mut out = Vec::new();
         for (u, unit) in self
             .placement
@@ -152,7 +171,7 @@ impl ParamStore {
                         let (from, to) = (part.first_row * row, (part.first_row + part.rows) * row);
                         let (a, b) = (first.max(from), end.min(to));
                         if a < b {
-                            ranges.push(self.pages[part.page].slice(part.offset + a - from, [b - a]));
+                            ranges.push(self.page(part.page).slice(part.offset + a - from, b - a));
                         }
                     }
                     out.push((tensor.clone(), ranges));
@@ -169,7 +188,7 @@ impl ParamStore {
         for (tensor, ranges) in self.named() {
             let mut values = Vec::with_capacity(tensor.len());
             for range in ranges {
-                values.extend(gpu.read_f32(&range)?);
+                values.extend(range.read(gpu)?);
             }
             out.insert(tensor.name, values);
         }
@@ -195,28 +214,39 @@ impl ParamStore {
             assert_eq!(values.len(), tensor.len(), "{}", tensor.name);
             let mut at = 0;
             for range in ranges {
-                gpu.write_f32(&range, &values[at..at + range.len()]);
+                range.write(gpu, &values[at..at + range.len()]);
                 at += range.len();
             }
         }
     }
 
-    /// Converts everything from a store of the same placement to this one's element type.
+    /// Converts everything from an f32 store of the same placement to this one's element type; to bf16 as the high halves
+    /// of weights are rounded.
     pub fn convert_from(&self, gpu: &Gpu, other: &ParamStore) {
         let most = (gpu.caps().max_binding_bytes / 4) as usize / ALIGN * ALIGN / 2;
         for (to, from) in self.pages.iter().zip(&other.pages) {
             for start in (0..to.len()).step_by(most) {
                 let n = most.min(to.len() - start);
                 let (from, to) = (from.slice(start, [n]), to.slice(start, [n]));
-                blocks::copy(gpu, Rect::rows(&from, n), Rect::rows(&to, n), 1, n, false);
+                if self.dtype == DType::Bf16 {
+                    split::round(gpu, &from, &to);
+                } else {
+                    blocks::copy(gpu, Rect::rows(&from, n), Rect::rows(&to, n), 1, n, false);
+                }
             }
         }
     }
 
-    /// Copies everything from a store of the same placement.
+    /// Copies everything to this f32 store from a store of the same placement.
     pub fn copy_from(&self, gpu: &Gpu, other: &ParamStore) {
-        for (to, from) in self.pages.iter().zip(&other.pages) {
-            gpu.copy(from, to);
+        for (page, to) in self.pages.iter().enumerate().take(other.pages.len()) {
+            other.page(page).copy_to(gpu, to);
         }
     }
+}
+
+/// Uninitialised memory of these lengths.
+fn pages(gpu: &Gpu, lengths: &[usize], dtype: DType) -> Vec<Tensor> {
+    let page = |&len: &usize| gpu.alloc_in(gpu.states(), dtype, [len.max(1)]);
+    lengths.iter().map(page).collect()
 }

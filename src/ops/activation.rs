@@ -8,13 +8,10 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
+use super::lanes::{Lanes, load, store};
 use super::math::{gelu, gelu_slope, relu, swish, swish_slope};
-use super::pair::{Pair, is_wide, load2, storage, store2};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
-
-/// Units of a workgroup.
-const UNITS: usize = 64;
 
 /// The function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,15 +27,16 @@ pub enum Activation {
 /// `y = f(x)`
 pub fn forward(gpu: &Gpu, f: Activation, x: &Tensor, y: &Tensor) {
     assert_eq!(x.len(), y.len());
-    let wide = is_wide(gpu, x.len(), &[x, y]);
+    let lanes = Lanes::pick(gpu, &[x.len()], &[x, y]);
+    let (count, dim) = lanes.grid(gpu, x.len());
     launch!(
         gpu,
         Cost::moving("activation", x.bytes() + y.bytes()),
         activation_forward,
-        gpu.cubes(x.len().div_ceil(2), UNITS),
-        CubeDim::new_1d(UNITS as u32),
+        count,
+        dim,
         [x, y],
-        (x.len(), f, wide, [storage(x, wide), storage(y, wide)]),
+        (x.len(), f, lanes, lanes.types([x, y]), lanes.sizes()),
     );
 }
 
@@ -47,8 +45,9 @@ pub fn backward(gpu: &Gpu, f: Activation, x: &Tensor, dy: &Tensor, dx: &Tensor, 
     assert!(x.len() == dy.len() && dx.len() == x.len());
     let again = y.is_some();
     let y = y.unwrap_or(dx);
-    let wide = is_wide(gpu, x.len(), &[x, dy, dx, y]);
-    let types = [x, dy, dx, y].map(|t| storage(t, wide));
+    let tensors = [x, dy, dx, y];
+    let lanes = Lanes::pick(gpu, &[x.len()], &tensors);
+    let (count, dim) = lanes.grid(gpu, x.len());
     launch!(
         gpu,
         Cost::moving(
@@ -56,10 +55,10 @@ pub fn backward(gpu: &Gpu, f: Activation, x: &Tensor, dy: &Tensor, dx: &Tensor, 
             x.bytes() + dy.bytes() + dx.bytes() + if again { y.bytes() } else { 0 }
         ),
         activation_backward,
-        gpu.cubes(x.len().div_ceil(2), UNITS),
-        CubeDim::new_1d(UNITS as u32),
+        count,
+        dim,
         [x, dy, dx, y],
-        (x.len(), f, again, wide, types),
+        (x.len(), f, again, lanes, lanes.types(tensors), lanes.sizes()),
     );
 }
 
@@ -82,70 +81,56 @@ fn slope(x: f32, #[comptime] f: Activation) -> f32 {
 }
 
 #[cube(launch_unchecked)]
-fn activation_forward<X: Numeric, Y: Numeric>(
-    x: &View<X>,
-    y: &mut View<Y>,
+fn activation_forward<X: Numeric, Y: Numeric, W: Size, N: Size>(
+    x: &View<Vector<X, W>>,
+    y: &mut View<Vector<Y, W>>,
     n: usize,
     #[comptime] f: Activation,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(X, Y)] _types: [StorageType; 2],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let i = 2 * ABSOLUTE_POS;
+    let i = ABSOLUTE_POS * lanes.count;
     if i < n {
-        let more = i + 1 < n;
-        let v = load2::<X>(x, x.start() + i, more, wide);
-        store2::<Y>(
-            y,
-            y.start() + i,
-            more,
-            Pair {
-                a: value(v.a, f),
-                b: value(v.b, f),
-            },
-            wide,
-        );
+        let v = load::<X, W, N>(x, x.start() + i, lanes);
+        let mut out = Vector::<f32, N>::empty();
+        #[unroll]
+        for k in 0..lanes.count {
+            out[k] = value(v[k], f);
+        }
+        store::<Y, W, N>(y, y.start() + i, out, lanes);
     }
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn activation_backward<X: Numeric, D: Numeric, DX: Numeric, Y: Numeric>(
-    x: &View<X>,
-    dy: &View<D>,
-    dx: &mut View<DX>,
-    y: &mut View<Y>,
+fn activation_backward<X: Numeric, D: Numeric, DX: Numeric, Y: Numeric, W: Size, N: Size>(
+    x: &View<Vector<X, W>>,
+    dy: &View<Vector<D, W>>,
+    dx: &mut View<Vector<DX, W>>,
+    y: &mut View<Vector<Y, W>>,
     n: usize,
     #[comptime] f: Activation,
     #[comptime] again: bool,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(X, D, DX, Y)] _types: [StorageType; 4],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let i = 2 * ABSOLUTE_POS;
+    let i = ABSOLUTE_POS * lanes.count;
     if i < n {
-        let more = i + 1 < n;
-        let v = load2::<X>(x, x.start() + i, more, wide);
-        let d = load2::<D>(dy, dy.start() + i, more, wide);
-        store2::<DX>(
-            dx,
-            dx.start() + i,
-            more,
-            Pair {
-                a: d.a * slope(v.a, f),
-                b: d.b * slope(v.b, f),
-            },
-            wide,
-        );
+        let v = load::<X, W, N>(x, x.start() + i, lanes);
+        let mut d = load::<D, W, N>(dy, dy.start() + i, lanes);
+        let mut out = Vector::<f32, N>::empty();
+        #[unroll]
+        for k in 0..lanes.count {
+            d[k] *= slope(v[k], f);
+            if comptime!(again) {
+                out[k] = value(v[k], f);
+            }
+        }
+        store::<DX, W, N>(dx, dx.start() + i, d, lanes);
         if comptime!(again) {
-            store2::<Y>(
-                y,
-                y.start() + i,
-                more,
-                Pair {
-                    a: value(v.a, f),
-                    b: value(v.b, f),
-                },
-                wide,
-            );
+            store::<Y, W, N>(y, y.start() + i, out, lanes);
         }
     }
 }

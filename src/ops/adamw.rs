@@ -7,7 +7,7 @@
 //! a ← a + rate (p - a)       average: EMA (rate 1 - decay) or target network (rate τ)
 //! g ← 0                      ready for the next accumulation
 //! ```
-//! One pass over flat memory. Norms, clip factors and the guard are computed on the device ([`Control`]): if any group
+//! One pass over flat memory. Weights are f32, or in halves ([`split`]), which the pass joins and splits again. Norms, clip factors and the guard are computed on the device ([`Control`]): if any group
 //! has a non-finite gradient, nothing but g changes, and the step is counted as skipped; the host never waits.
 //! The average is moved, not mixed (`a + rate (p - a)`): mixing drifts even where p stands still.
 //! Source: Loshchilov & Hutter 2019 (decoupled decay on every tensor, as the reference does).
@@ -17,13 +17,11 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
+use super::lanes::{Lanes, load, load_words, store, store_words};
 use super::optimizers::{Hyper, Rule};
-use super::pair::{Pair, is_wide, load2, storage, store2};
+use super::split::{self, high_half, low_half, whole_of};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, DType, Gpu, Tensor};
-
-/// Units of a workgroup.
-const UNITS: usize = 64;
 
 /// Hyperparameters of one group.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,7 +45,10 @@ pub struct Update {
 /// Flat memory of one stretch of parameters, all of the same length.
 #[derive(Clone, Copy)]
 pub struct Flat<'a> {
+    /// Weights, or the high halves of them.
     pub p: &'a Tensor,
+    /// Low halves of the weights; absent: `p` is f32.
+    pub low: Option<&'a Tensor>,
     pub g: &'a Tensor,
     pub m: &'a Tensor,
     /// Second moment; absent: the optimizer keeps none.
@@ -132,26 +133,27 @@ impl Rule for AdamW {
 /// # Panics
 /// If `flat` has no second moment.
 pub fn step(gpu: &Gpu, adam: AdamW, update: Update, control: &Control, group: usize, flat: Flat<'_>) {
-    let n = flat.p.len();
     let v = flat.v.expect("AdamW has two moments");
-    let average = flat.average.unwrap_or(flat.p);
-    let compute = flat.compute.unwrap_or(flat.p);
-    let form = Form {
-        average: flat.average.is_some(),
-        compute: flat.compute.is_some(),
-    };
-    let wide = is_wide(gpu, n, &[flat.p, flat.g, flat.m, v, average]);
-    let types = [storage(flat.p, wide), compute.dtype().storage()];
+    let plan = flat.plan(gpu);
     let correction = |beta: f32| 1.0 - libm::pow(beta as f64, update.t as f64);
     launch!(
         gpu,
-        Cost::moving("adamw", (8 + if form.average { 2 } else { 0 }) * flat.p.bytes()),
+        Cost::moving("adamw", plan.bytes + 2 * v.bytes()),
         adamw_kernel,
-        gpu.cubes(n.div_ceil(2), UNITS),
-        CubeDim::new_1d(UNITS as u32),
-        [flat.p, flat.g, flat.m, v, average, compute, &control.values],
+        plan.count,
+        plan.dim,
+        [
+            flat.p,
+            plan.low,
+            flat.g,
+            flat.m,
+            v,
+            plan.average,
+            plan.compute,
+            &control.values
+        ],
         (
-            n,
+            flat.p.len(),
             group,
             control.groups,
             update.lr,
@@ -162,9 +164,10 @@ pub fn step(gpu: &Gpu, adam: AdamW, update: Update, control: &Control, group: us
             (1.0 / correction(adam.beta1)) as f32,
             (1.0 / correction(adam.beta2)) as f32,
             update.rate,
-            form,
-            wide,
-            types,
+            plan.form,
+            plan.lanes,
+            plan.types,
+            plan.lanes.sizes(),
         ),
     );
 }
@@ -172,35 +175,95 @@ pub fn step(gpu: &Gpu, adam: AdamW, update: Update, control: &Control, group: us
 /// `target ← target + rate (online - target)` on its own.
 pub fn soft_update(gpu: &Gpu, target: &Tensor, online: &Tensor, rate: f32) {
     let n = target.len();
-    let wide = is_wide(gpu, n, &[target, online]);
+    let lanes = Lanes::pick(gpu, &[n], &[target, online]);
+    let (count, dim) = lanes.grid(gpu, n);
     launch!(
         gpu,
         Cost::moving("soft_update", 3 * target.bytes()),
         soft_update_kernel,
-        gpu.cubes(n.div_ceil(2), UNITS),
-        CubeDim::new_1d(UNITS as u32),
+        count,
+        dim,
         [target, online],
-        (n, rate, wide, storage(target, wide)),
+        (n, rate, lanes, lanes.types([target, online]), lanes.sizes()),
     );
 }
 
 /// `x ← factor · x`, the factor being clip factor `group` of `control` (the clip alone, as an op of its own).
 pub fn clip(gpu: &Gpu, x: &Tensor, control: &Control, group: usize) {
+    let lanes = Lanes::pick(gpu, &[x.len()], &[x]);
+    let (count, dim) = lanes.grid(gpu, x.len());
     launch!(
         gpu,
         Cost::moving("clip", 2 * x.bytes()),
         clip_kernel,
-        gpu.cubes(x.len(), UNITS),
-        CubeDim::new_1d(UNITS as u32),
+        count,
+        dim,
         [x, &control.values],
-        (x.len(), group),
+        (x.len(), group, lanes, lanes.stored(x), lanes.sizes()),
     );
 }
 
+/// What an update does besides moving weights and moments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Form {
     pub average: bool,
     pub compute: bool,
+    /// Compute copies are rounded as halves are: ties away from zero.
+    pub away: bool,
+    /// Weights are in halves.
+    pub halves: bool,
+}
+
+/// How an optimizer's kernel moves a [`Flat`]: the part of a launch that all of them share.
+pub(super) struct Plan<'a> {
+    pub low: &'a Tensor,
+    pub average: &'a Tensor,
+    pub compute: &'a Tensor,
+    pub form: Form,
+    pub lanes: Lanes,
+    /// Of weights, their low halves, states and compute copies.
+    pub types: [StorageType; 4],
+    pub count: CubeCount,
+    pub dim: CubeDim,
+    /// Moved for weights, gradients, the first moment, average and compute copies.
+    pub bytes: u64,
+}
+
+impl<'a> Flat<'a> {
+    pub(super) fn plan(&self, gpu: &Gpu) -> Plan<'a> {
+        let n = self.p.len();
+        // What is absent is bound as something that the kernel then does not touch.
+        let (low, average) = (self.low.unwrap_or(self.p), self.average.unwrap_or(self.g));
+        let compute = self.compute.unwrap_or(self.p);
+        let form = Form {
+            average: self.average.is_some(),
+            compute: self.compute.is_some(),
+            away: compute.dtype() == DType::Bf16,
+            halves: self.low.is_some(),
+        };
+        let v = self.v.unwrap_or(self.m);
+        let lanes = Lanes::pick(gpu, &[n], &[self.p, low, self.g, self.m, v, average, compute]);
+        let [mut p, mut rest, states, copies] = lanes.types([self.p, low, self.g, compute]);
+        if form.halves {
+            (p, rest) = (split::words(self.p), split::words(low));
+        }
+        let (count, dim) = lanes.grid(gpu, n);
+        let twice = |t: Option<&Tensor>| t.map_or(0, |t| 2 * t.bytes());
+        Plan {
+            low,
+            average,
+            compute,
+            form,
+            lanes,
+            types: [p, rest, states, copies],
+            count,
+            dim,
+            bytes: 2 * (self.p.bytes() + self.g.bytes() + self.m.bytes())
+                + twice(self.low)
+                + twice(self.average)
+                + self.compute.map_or(0, |t| t.bytes()),
+        }
+    }
 }
 
 #[cube(launch_unchecked)]
@@ -232,13 +295,14 @@ fn decide_kernel(
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn adamw_kernel<P: Numeric, C: Numeric>(
-    p: &mut View<P>,
-    g: &mut View<P>,
-    m: &mut View<P>,
-    v: &mut View<P>,
-    average: &mut View<P>,
-    compute: &mut View<C>,
+fn adamw_kernel<P: Numeric, L: Numeric, S: Numeric, C: Numeric, W: Size, N: Size>(
+    p: &mut View<Vector<P, W>>,
+    low: &mut View<Vector<L, W>>,
+    g: &mut View<Vector<S, W>>,
+    m: &mut View<Vector<S, W>>,
+    v: &mut View<Vector<S, W>>,
+    average: &mut View<Vector<S, W>>,
+    compute: &mut View<Vector<C, W>>,
     control: &View<f32>,
     n: usize,
     group: usize,
@@ -252,85 +316,138 @@ fn adamw_kernel<P: Numeric, C: Numeric>(
     unbias2: f32,
     rate: f32,
     #[comptime] form: Form,
-    #[comptime] wide: bool,
-    #[define(P, C)] _types: [StorageType; 2],
+    #[comptime] lanes: Lanes,
+    #[define(P, L, S, C)] _types: [StorageType; 4],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let i = 2 * ABSOLUTE_POS;
+    let i = ABSOLUTE_POS * lanes.count;
     if i < n {
-        let more = i + 1 < n;
         let g_at = g.start() + i;
         if control.get(groups) == 1.0 {
             let factor = control.get(group);
-            let (p_at, m_at, v_at) = (p.start() + i, m.start() + i, v.start() + i);
-            let grad = load2::<P>(g, g_at, more, wide);
-            let (ga, gb) = (grad.a * factor, grad.b * factor);
-            let mut mm = load2::<P>(m, m_at, more, wide);
-            mm.a = beta1 * mm.a + (1.0 - beta1) * ga;
-            mm.b = beta1 * mm.b + (1.0 - beta1) * gb;
-            store2::<P>(m, m_at, more, mm, wide);
-            let mut vv = load2::<P>(v, v_at, more, wide);
-            vv.a = beta2 * vv.a + (1.0 - beta2) * ga * ga;
-            vv.b = beta2 * vv.b + (1.0 - beta2) * gb * gb;
-            store2::<P>(v, v_at, more, vv, wide);
-            let mut pp = load2::<P>(p, p_at, more, wide);
-            pp.a -= lr * (mm.a * unbias1 / (f32::sqrt(vv.a * unbias2) + eps) + decay * pp.a);
-            pp.b -= lr * (mm.b * unbias1 / (f32::sqrt(vv.b * unbias2) + eps) + decay * pp.b);
-            store2::<P>(p, p_at, more, pp, wide);
-            copies::<P, C>(average, compute, i, more, pp, rate, form, wide);
+            let (m_at, v_at) = (m.start() + i, v.start() + i);
+            let gg = load::<S, W, N>(g, g_at, lanes);
+            let mut mm = load::<S, W, N>(m, m_at, lanes);
+            let mut vv = load::<S, W, N>(v, v_at, lanes);
+            let mut pp = weights::<P, L, W, N>(p, low, i, form, lanes);
+            #[unroll]
+            for k in 0..lanes.count {
+                let c = gg[k] * factor;
+                let first = beta1 * mm[k] + (1.0 - beta1) * c;
+                let second = beta2 * vv[k] + (1.0 - beta2) * c * c;
+                let step = first * unbias1 / (f32::sqrt(second * unbias2) + eps);
+                pp[k] = pp[k] - lr * (step + decay * pp[k]);
+                mm[k] = first;
+                vv[k] = second;
+            }
+            store::<S, W, N>(m, m_at, mm, lanes);
+            store::<S, W, N>(v, v_at, vv, lanes);
+            moved::<P, L, S, C, W, N>(p, low, average, compute, i, pp, rate, form, lanes);
         }
-        store2::<P>(g, g_at, more, Pair { a: 0.0, b: 0.0 }, wide);
+        store::<S, W, N>(g, g_at, Vector::zeroed(), lanes);
     }
 }
 
-/// What follows new weights `p` of elements `i` and `i + 1`: their average, and their copies to compute with.
+/// The weights of elements `i..`.
+#[cube]
+pub(super) fn weights<P: Numeric, L: Numeric, W: Size, N: Size>(
+    p: &View<Vector<P, W>>,
+    low: &View<Vector<L, W>>,
+    i: usize,
+    #[comptime] form: Form,
+    #[comptime] lanes: Lanes,
+) -> Vector<f32, N> {
+    if comptime!(form.halves) {
+        let highs = load_words::<P, W, N>(p, p.start() + i, lanes);
+        let lows = load_words::<L, W, N>(low, low.start() + i, lanes);
+        let mut values = Vector::<f32, N>::empty();
+        #[unroll]
+        for k in 0..lanes.count {
+            values[k] = whole_of(highs[k], lows[k]);
+        }
+        values
+    } else {
+        load::<P, W, N>(p, p.start() + i, lanes)
+    }
+}
+
+/// Stores new weights of elements `i..`, and what follows them: their average, and their copies to compute with.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn copies<P: Numeric, C: Numeric>(
-    average: &mut View<P>,
-    compute: &mut View<C>,
+pub(super) fn moved<P: Numeric, L: Numeric, S: Numeric, C: Numeric, W: Size, N: Size>(
+    p: &mut View<Vector<P, W>>,
+    low: &mut View<Vector<L, W>>,
+    average: &mut View<Vector<S, W>>,
+    compute: &mut View<Vector<C, W>>,
     i: usize,
-    more: bool,
-    p: Pair,
+    values: Vector<f32, N>,
     rate: f32,
     #[comptime] form: Form,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
 ) {
+    if comptime!(form.halves) {
+        let mut highs = Vector::<u32, N>::empty();
+        let mut lows = Vector::<u32, N>::empty();
+        #[unroll]
+        for k in 0..lanes.count {
+            highs[k] = high_half(values[k]);
+            lows[k] = low_half(values[k]);
+        }
+        store_words::<P, W, N>(p, p.start() + i, highs, lanes);
+        store_words::<L, W, N>(low, low.start() + i, lows, lanes);
+    } else {
+        store::<P, W, N>(p, p.start() + i, values, lanes);
+    }
     if comptime!(form.average) {
         let at = average.start() + i;
-        let mut mean = load2::<P>(average, at, more, wide);
-        mean.a += rate * (p.a - mean.a);
-        mean.b += rate * (p.b - mean.b);
-        store2::<P>(average, at, more, mean, wide);
+        let mean = load::<S, W, N>(average, at, lanes);
+        store::<S, W, N>(average, at, mean + (values - mean) * Vector::new(rate), lanes);
     }
     if comptime!(form.compute) {
-        store2::<C>(compute, compute.start() + i, more, p, false);
+        let mut rounded = values;
+        if comptime!(form.away) {
+            #[unroll]
+            for k in 0..lanes.count {
+                rounded[k] = f32::reinterpret(high_half(values[k]) << 16);
+            }
+        }
+        store::<C, W, N>(compute, compute.start() + i, rounded, lanes);
     }
 }
 
 #[cube(launch_unchecked)]
-fn soft_update_kernel<P: Numeric>(
-    target: &mut View<P>,
-    online: &View<P>,
+fn soft_update_kernel<P: Numeric, Q: Numeric, W: Size, N: Size>(
+    target: &mut View<Vector<P, W>>,
+    online: &View<Vector<Q, W>>,
     n: usize,
     rate: f32,
-    #[comptime] wide: bool,
-    #[define(P)] _type: StorageType,
+    #[comptime] lanes: Lanes,
+    #[define(P, Q)] _types: [StorageType; 2],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let i = 2 * ABSOLUTE_POS;
+    let i = ABSOLUTE_POS * lanes.count;
     if i < n {
-        let more = i + 1 < n;
         let at = target.start() + i;
-        let o = load2::<P>(online, online.start() + i, more, wide);
-        let mut t = load2::<P>(target, at, more, wide);
-        t.a += rate * (o.a - t.a);
-        t.b += rate * (o.b - t.b);
-        store2::<P>(target, at, more, t, wide);
+        let t = load::<P, W, N>(target, at, lanes);
+        let o = load::<Q, W, N>(online, online.start() + i, lanes);
+        store::<P, W, N>(target, at, t + (o - t) * Vector::new(rate), lanes);
     }
 }
 
 #[cube(launch_unchecked)]
-fn clip_kernel(x: &mut View<f32>, control: &View<f32>, n: usize, group: usize) {
-    if ABSOLUTE_POS < n {
-        x.set(ABSOLUTE_POS, x.get(ABSOLUTE_POS) * control.get(group));
+fn clip_kernel<X: Numeric, W: Size, N: Size>(
+    x: &mut View<Vector<X, W>>,
+    control: &View<f32>,
+    n: usize,
+    group: usize,
+    #[comptime] lanes: Lanes,
+    #[define(X)] _type: StorageType,
+    #[define(W, N)] _sizes: [usize; 2],
+) {
+    let i = ABSOLUTE_POS * lanes.count;
+    if i < n {
+        let at = x.start() + i;
+        let factor = Vector::<f32, N>::new(control.get(group));
+        store::<X, W, N>(x, at, load::<X, W, N>(x, at, lanes) * factor, lanes);
     }
 }

@@ -8,12 +8,9 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::pair::{Pair, load2, storage, store2};
+use super::lanes::{Lanes, load, store};
 use crate::gpu::launch::{View, launch};
-use crate::gpu::{Cost, DType, Gpu, Tensor};
-
-/// Units of a workgroup.
-const UNITS: usize = 64;
+use crate::gpu::{Cost, Gpu, Tensor};
 
 /// Columns `column..` of the rows of a `[_, ld]` tensor.
 #[derive(Clone, Copy)]
@@ -32,15 +29,6 @@ impl<'a> Rect<'a> {
     /// From this column on.
     pub fn from(tensor: &'a Tensor, ld: usize, column: usize) -> Self {
         Rect { tensor, ld, column }
-    }
-
-    fn wide(&self, gpu: &Gpu, cols: usize) -> bool {
-        gpu.caps().wide_loads
-            && self.tensor.dtype() == DType::F32
-            && self.tensor.pairs()
-            && self.ld.is_multiple_of(2)
-            && self.column.is_multiple_of(2)
-            && cols.is_multiple_of(2)
     }
 }
 
@@ -113,14 +101,20 @@ fn run(gpu: &Gpu, from: Rect<'_>, to: Rect<'_>, index: Option<&Tensor>, rows: us
     if rows * cols == 0 {
         return;
     }
-    let wide = from.wide(gpu, cols) && to.wide(gpu, cols);
+    let tensors = [from.tensor, to.tensor];
+    let mut widths = vec![cols, from.column, to.column];
+    if rows > 1 {
+        widths.extend([from.ld, to.ld]);
+    }
+    let lanes = Lanes::pick(gpu, &widths, &tensors);
+    let (count, dim) = lanes.grid(gpu, rows * cols);
     let bytes = (rows * cols) as u64 * (from.tensor.dtype().bytes() + to.tensor.dtype().bytes());
     launch!(
         gpu,
         Cost::moving("copy_rows", bytes),
         move_rows,
-        gpu.cubes(rows * cols.div_ceil(2), UNITS),
-        CubeDim::new_1d(UNITS as u32),
+        count,
+        dim,
         [from.tensor, to.tensor, index.unwrap_or(from.tensor)],
         (
             rows,
@@ -130,17 +124,18 @@ fn run(gpu: &Gpu, from: Rect<'_>, to: Rect<'_>, index: Option<&Tensor>, rows: us
             to.ld,
             to.column,
             form,
-            wide,
-            [storage(from.tensor, wide), storage(to.tensor, wide)],
+            lanes,
+            lanes.types(tensors),
+            lanes.sizes(),
         ),
     );
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn move_rows<X: Numeric, Y: Numeric>(
-    from: &View<X>,
-    to: &mut View<Y>,
+fn move_rows<X: Numeric, Y: Numeric, W: Size, N: Size>(
+    from: &View<Vector<X, W>>,
+    to: &mut View<Vector<Y, W>>,
     index: &View<u32>,
     rows: usize,
     cols: usize,
@@ -149,14 +144,14 @@ fn move_rows<X: Numeric, Y: Numeric>(
     to_ld: usize,
     to_col: usize,
     #[comptime] form: Move,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(X, Y)] _types: [StorageType; 2],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let per_row = cols.div_ceil(2);
+    let per_row = cols / lanes.count;
     let row = ABSOLUTE_POS / per_row;
-    let i = ABSOLUTE_POS % per_row * 2;
+    let i = ABSOLUTE_POS % per_row * lanes.count;
     if row < rows {
-        let more = i + 1 < cols;
         let mut source = row;
         let mut target = row;
         if comptime!(form.indexed == Indexed::Source) {
@@ -165,14 +160,11 @@ fn move_rows<X: Numeric, Y: Numeric>(
         if comptime!(form.indexed == Indexed::Target) {
             target = index.get(row) as usize;
         }
-        let v = load2::<X>(from, from.start() + source * from_ld + from_col + i, more, wide);
+        let mut v = load::<X, W, N>(from, from.start() + source * from_ld + from_col + i, lanes);
         let at = to.start() + target * to_ld + to_col + i;
-        let mut out = Pair { a: v.a, b: v.b };
         if comptime!(form.add) {
-            let old = load2::<Y>(to, at, more, wide);
-            out.a += old.a;
-            out.b += old.b;
+            v += load::<Y, W, N>(to, at, lanes);
         }
-        store2::<Y>(to, at, more, out, wide);
+        store::<Y, W, N>(to, at, v, lanes);
     }
 }

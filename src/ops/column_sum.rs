@@ -5,18 +5,22 @@
 //! product      out[d] += Σ_m dy[m, d] x[m, d] rstd[m]                  (rms_norm scale)
 //! centred      out[d] += Σ_m dy[m, d] (x[m, d] - mean[m]) rstd[m]      (layer_norm weight)
 //! ```
-//! Each column is summed in the order of its rows. Long columns are cut into chunks of [`CHUNK`] rows whose sums are
-//! then summed, so the order depends on the shape alone. Sums over *groups* of contiguous rows write one line each.
+//! Each column is summed in the order of its rows. Long columns are cut into chunks of rows whose sums are then
+//! summed, so the order depends on the shape and the kind of device alone. Sums over *groups* of contiguous rows write one line each.
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::pair::{Pair, is_wide, load2, storage, store2};
+use super::lanes::{Lanes, load, store};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
 
-/// Rows summed by one unit before the result goes through memory.
-pub const CHUNK: usize = 512;
+/// Rows that one unit sums at most, and those of a chunk where there are more, whose sum then goes through memory: few on
+/// GPUs, so that there are many units.
+fn rows_of_unit(gpu: &Gpu) -> (usize, usize) {
+    if gpu.caps().software { (512, 512) } else { (128, 64) }
+}
+
 /// Units of a workgroup.
 const UNITS: usize = 32;
 
@@ -71,7 +75,8 @@ pub fn accumulate(gpu: &Gpu, term: Term<'_>, out: &Tensor) {
         panic!("dy is [M, D], not {dy:?}")
     };
     assert_eq!(out.len(), d, "{out:?}");
-    if m <= CHUNK {
+    let (most, chunk) = rows_of_unit(gpu);
+    if m <= most {
         return run(
             gpu,
             term,
@@ -87,7 +92,7 @@ pub fn accumulate(gpu: &Gpu, term: Term<'_>, out: &Tensor) {
             true,
         );
     }
-    let chunks = m.div_ceil(CHUNK);
+    let chunks = m.div_ceil(chunk);
     let partial = gpu.f32([chunks, d]);
     run(
         gpu,
@@ -96,7 +101,7 @@ pub fn accumulate(gpu: &Gpu, term: Term<'_>, out: &Tensor) {
             grouping: Grouping::Even,
             starts: dy,
             lines: chunks,
-            size: CHUNK,
+            size: chunk,
         },
         &partial,
         0,
@@ -160,10 +165,10 @@ fn run(gpu: &Gpu, term: Term<'_>, lines: Lines<'_>, out: &Tensor, first: usize, 
     let [m, d] = *dy.shape() else {
         panic!("dy is [M, D], not {dy:?}")
     };
-    let wide = is_wide(gpu, d, &[dy, x, out]) && first.is_multiple_of(2) && stride.is_multiple_of(2);
-    let types = [storage(dy, wide), storage(x, wide), storage(out, wide)];
+    let tensors = [dy, x, out];
+    let lanes = Lanes::pick(gpu, &[d, first, stride], &tensors);
     let operands = if kind == Kind::Plain { 1 } else { 2 };
-    let count = CubeCount::Static(d.div_ceil(2 * UNITS) as u32, lines.lines as u32, 1);
+    let count = CubeCount::Static(d.div_ceil(lanes.count * UNITS) as u32, lines.lines as u32, 1);
     launch!(
         gpu,
         Cost::moving("column_sum", operands * dy.bytes() + (lines.lines * d * 4) as u64),
@@ -171,18 +176,30 @@ fn run(gpu: &Gpu, term: Term<'_>, lines: Lines<'_>, out: &Tensor, first: usize, 
         count,
         CubeDim::new_1d(UNITS as u32),
         [dy, x, stats, lines.starts, out],
-        (m, d, lines.size, first, stride, kind, lines.grouping, add, wide, types),
+        (
+            m,
+            d,
+            lines.size,
+            first,
+            stride,
+            kind,
+            lines.grouping,
+            add,
+            lanes,
+            lanes.types(tensors),
+            lanes.sizes()
+        ),
     );
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn column_sum_kernel<DY: Numeric, X: Numeric, O: Numeric>(
-    dy: &View<DY>,
-    x: &View<X>,
+fn column_sum_kernel<DY: Numeric, X: Numeric, O: Numeric, W: Size, N: Size>(
+    dy: &View<Vector<DY, W>>,
+    x: &View<Vector<X, W>>,
     stats: &View<f32>,
     starts: &View<u32>,
-    out: &mut View<O>,
+    out: &mut View<Vector<O, W>>,
     m: usize,
     d: usize,
     size: usize,
@@ -191,14 +208,14 @@ fn column_sum_kernel<DY: Numeric, X: Numeric, O: Numeric>(
     #[comptime] kind: Kind,
     #[comptime] grouping: Grouping,
     #[comptime] add: bool,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(DY, X, O)] _types: [StorageType; 3],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let col = 2 * ABSOLUTE_POS_X as usize;
+    let col = ABSOLUTE_POS_X as usize * lanes.count;
     let line = CUBE_POS_Y as usize;
     let d = d * 1;
     if col < d {
-        let more = col + 1 < d;
         let mut begin = line * size;
         let mut end = min(begin + size, m);
         if comptime!(grouping == Grouping::Starts) {
@@ -208,35 +225,30 @@ fn column_sum_kernel<DY: Numeric, X: Numeric, O: Numeric>(
         let dy_at = dy.start() + col;
         let x_at = x.start() + col;
         let stats_at = stats.start();
-        let mut sum = Pair { a: 0.0, b: 0.0 };
+        let mut sum = Vector::<f32, N>::zeroed();
         for row in begin..end {
-            let g = load2::<DY>(dy, dy_at + row * d, more, wide);
+            let g = load::<DY, W, N>(dy, dy_at + row * d, lanes);
             match comptime!(kind) {
                 Kind::Plain => {
-                    sum.a += g.a;
-                    sum.b += g.b;
+                    sum += g;
                 }
                 Kind::Product => {
-                    let v = load2::<X>(x, x_at + row * d, more, wide);
+                    let v = load::<X, W, N>(x, x_at + row * d, lanes);
                     let r = stats.raw(stats_at + row);
-                    sum.a += g.a * v.a * r;
-                    sum.b += g.b * v.b * r;
+                    sum += g * v * Vector::new(r);
                 }
                 Kind::Centred => {
-                    let v = load2::<X>(x, x_at + row * d, more, wide);
+                    let v = load::<X, W, N>(x, x_at + row * d, lanes);
                     let mean = stats.raw(stats_at + 2 * row);
                     let r = stats.raw(stats_at + 2 * row + 1);
-                    sum.a += g.a * (v.a - mean) * r;
-                    sum.b += g.b * (v.b - mean) * r;
+                    sum += g * (v - Vector::new(mean)) * Vector::new(r);
                 }
             }
         }
         let at = out.start() + line * stride + first + col;
         if comptime!(add) {
-            let old = load2::<O>(out, at, more, wide);
-            sum.a += old.a;
-            sum.b += old.b;
+            sum += load::<O, W, N>(out, at, lanes);
         }
-        store2::<O>(out, at, more, sum, wide);
+        store::<O, W, N>(out, at, sum, lanes);
     }
 }

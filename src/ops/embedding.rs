@@ -11,12 +11,9 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::pair::{Pair, is_wide, load2, storage, store2};
+use super::lanes::{Lanes, load, store};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
-
-/// Units of a workgroup.
-const UNITS: usize = 64;
 
 /// Which token goes to which line, on the device, in both orders.
 pub struct Lookup {
@@ -84,14 +81,15 @@ pub fn forward(gpu: &Gpu, parts: &[(usize, Tensor)], lookup: &Lookup, scale: f32
         if !lookup.touches(*first, rows) {
             continue;
         }
-        let wide = is_wide(gpu, d, &[part, y]);
+        let lanes = Lanes::pick(gpu, &[d], &[part, y]);
+        let (count, dim) = lanes.grid(gpu, lookup.len() * d);
         let moved = (lookup.len() * d) as u64 * (part.dtype().bytes() + y.dtype().bytes());
         launch!(
             gpu,
             Cost::moving("embedding", moved),
             embedding_forward,
-            gpu.cubes(lookup.len() * d.div_ceil(2), UNITS),
-            CubeDim::new_1d(UNITS as u32),
+            count,
+            dim,
             [part, &lookup.tokens, &lookup.lines, y],
             (
                 lookup.len(),
@@ -99,8 +97,9 @@ pub fn forward(gpu: &Gpu, parts: &[(usize, Tensor)], lookup: &Lookup, scale: f32
                 *first,
                 rows,
                 scale,
-                wide,
-                [storage(part, wide), storage(y, wide)]
+                lanes,
+                lanes.types([part, y]),
+                lanes.sizes()
             ),
         );
     }
@@ -116,14 +115,15 @@ pub fn backward(gpu: &Gpu, parts: &[(usize, Tensor)], lookup: &Lookup, scale: f3
         if !lookup.touches(*first, rows) {
             continue;
         }
-        let wide = is_wide(gpu, d, &[part, dy]);
+        let lanes = Lanes::pick(gpu, &[d], &[part, dy]);
+        let (count, dim) = lanes.grid(gpu, distinct * d);
         let moved = (lookup.len() * d) as u64 * dy.dtype().bytes() + (2 * distinct * d) as u64 * part.dtype().bytes();
         launch!(
             gpu,
             Cost::moving("embedding_backward", moved),
             embedding_backward,
-            gpu.cubes(distinct * d.div_ceil(2), UNITS),
-            CubeDim::new_1d(UNITS as u32),
+            count,
+            dim,
             [part, &lookup.distinct, &lookup.starts, &lookup.sorted, dy],
             (
                 distinct,
@@ -131,8 +131,9 @@ pub fn backward(gpu: &Gpu, parts: &[(usize, Tensor)], lookup: &Lookup, scale: f3
                 *first,
                 rows,
                 scale,
-                wide,
-                [storage(part, wide), storage(dy, wide)]
+                lanes,
+                lanes.types([part, dy]),
+                lanes.sizes()
             ),
         );
     }
@@ -140,86 +141,66 @@ pub fn backward(gpu: &Gpu, parts: &[(usize, Tensor)], lookup: &Lookup, scale: f3
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn embedding_forward<T: Numeric, Y: Numeric>(
-    table: &View<T>,
+fn embedding_forward<T: Numeric, Y: Numeric, W: Size, N: Size>(
+    table: &View<Vector<T, W>>,
     tokens: &View<u32>,
     lines: &View<u32>,
-    y: &mut View<Y>,
+    y: &mut View<Vector<Y, W>>,
     n: usize,
     d: usize,
     first: usize,
     rows: usize,
     scale: f32,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(T, Y)] _types: [StorageType; 2],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let per_row = d.div_ceil(2);
+    let per_row = d / lanes.count;
     let j = ABSOLUTE_POS / per_row;
-    let i = ABSOLUTE_POS % per_row * 2;
+    let i = ABSOLUTE_POS % per_row * lanes.count;
     if j < n {
         let token = tokens.get(j) as usize;
         if token >= first && token < first + rows {
-            let more = i + 1 < d;
-            let v = load2::<T>(table, table.start() + (token - first) * d + i, more, wide);
+            let v = load::<T, W, N>(table, table.start() + (token - first) * d + i, lanes);
             let at = y.start() + lines.get(j) as usize * d + i;
-            store2::<Y>(
-                y,
-                at,
-                more,
-                Pair {
-                    a: v.a * scale,
-                    b: v.b * scale,
-                },
-                wide,
-            );
+            store::<Y, W, N>(y, at, v * Vector::new(scale), lanes);
         }
     }
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn embedding_backward<T: Numeric, D: Numeric>(
-    dtable: &mut View<T>,
+fn embedding_backward<T: Numeric, D: Numeric, W: Size, N: Size>(
+    dtable: &mut View<Vector<T, W>>,
     distinct: &View<u32>,
     starts: &View<u32>,
     sorted: &View<u32>,
-    dy: &View<D>,
+    dy: &View<Vector<D, W>>,
     n: usize,
     d: usize,
     first: usize,
     rows: usize,
     scale: f32,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(T, D)] _types: [StorageType; 2],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let per_row = d.div_ceil(2);
+    let per_row = d / lanes.count;
     let j = ABSOLUTE_POS / per_row;
-    let i = ABSOLUTE_POS % per_row * 2;
+    let i = ABSOLUTE_POS % per_row * lanes.count;
     if j < n {
         let token = distinct.get(j) as usize;
         if token >= first && token < first + rows {
-            let more = i + 1 < d;
             let from = starts.get(j) as usize;
             let to = starts.get(j + 1) as usize;
             let d = d * 1;
-            let mut sum = Pair { a: 0.0, b: 0.0 };
+            let mut sum = Vector::<f32, N>::zeroed();
             for k in from..to {
-                let v = load2::<D>(dy, dy.start() + sorted.get(k) as usize * d + i, more, wide);
-                sum.a += v.a;
-                sum.b += v.b;
+                sum += load::<D, W, N>(dy, dy.start() + sorted.get(k) as usize * d + i, lanes);
             }
             let at = dtable.start() + (token - first) * d + i;
-            let old = load2::<T>(dtable, at, more, wide);
-            store2::<T>(
-                dtable,
-                at,
-                more,
-                Pair {
-                    a: old.a + sum.a * scale,
-                    b: old.b + sum.b * scale,
-                },
-                wide,
-            );
+            let old = load::<T, W, N>(dtable, at, lanes);
+            store::<T, W, N>(dtable, at, old + sum * Vector::new(scale), lanes);
         }
     }
 }

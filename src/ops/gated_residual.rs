@@ -9,12 +9,9 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::column_sum::{self, Term};
-use super::pair::{Pair, is_wide, load2, storage, store2};
+use super::lanes::{Lanes, load, store};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
-
-/// Units of a workgroup.
-const UNITS: usize = 64;
 
 /// `out = x + gate · y`
 pub fn forward(gpu: &Gpu, x: &Tensor, y: &Tensor, table: &Tensor, groups: &Tensor, out: &Tensor) {
@@ -49,8 +46,9 @@ fn run(gpu: &Gpu, x: Option<&Tensor>, y: &Tensor, table: &Tensor, groups: &Tenso
     };
     let add = x.is_some();
     let x = x.unwrap_or(y);
-    let wide = is_wide(gpu, d, &[x, y, table, out]);
-    let types = [x, y, table, out].map(|t| storage(t, wide));
+    let tensors = [x, y, table, out];
+    let lanes = Lanes::pick(gpu, &[d], &tensors);
+    let (count, dim) = lanes.grid(gpu, m * d);
     launch!(
         gpu,
         Cost::moving(
@@ -58,48 +56,39 @@ fn run(gpu: &Gpu, x: Option<&Tensor>, y: &Tensor, table: &Tensor, groups: &Tenso
             y.bytes() + out.bytes() + if add { x.bytes() } else { 0 }
         ),
         gated_residual_kernel,
-        gpu.cubes(m * d.div_ceil(2), UNITS),
-        CubeDim::new_1d(UNITS as u32),
+        count,
+        dim,
         [x, y, table, groups, out],
-        (m, d, add, wide, types),
+        (m, d, add, lanes, lanes.types(tensors), lanes.sizes()),
     );
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn gated_residual_kernel<X: Numeric, Y: Numeric, T: Numeric, O: Numeric>(
-    x: &View<X>,
-    y: &View<Y>,
-    table: &View<T>,
+fn gated_residual_kernel<X: Numeric, Y: Numeric, T: Numeric, O: Numeric, W: Size, N: Size>(
+    x: &View<Vector<X, W>>,
+    y: &View<Vector<Y, W>>,
+    table: &View<Vector<T, W>>,
     groups: &View<u32>,
-    out: &mut View<O>,
+    out: &mut View<Vector<O, W>>,
     m: usize,
     d: usize,
     #[comptime] add: bool,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(X, Y, T, O)] _types: [StorageType; 4],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let per_row = d.div_ceil(2);
+    let per_row = d / lanes.count;
     let row = ABSOLUTE_POS / per_row;
-    let i = ABSOLUTE_POS % per_row * 2;
+    let i = ABSOLUTE_POS % per_row * lanes.count;
     if row < m {
-        let more = i + 1 < d;
-        let v = load2::<Y>(y, y.start() + row * d + i, more, wide);
-        let gate = load2::<T>(
-            table,
-            table.start() + (groups.get(row) as usize * 3 + 2) * d + i,
-            more,
-            wide,
-        );
-        let mut result = Pair {
-            a: v.a * gate.a,
-            b: v.b * gate.b,
-        };
+        let line = table.start() + (groups.get(row) as usize * 3 + 2) * d;
+        let mut result = load::<Y, W, N>(y, y.start() + row * d + i, lanes);
+        let gate = load::<T, W, N>(table, line + i, lanes);
+        result *= gate;
         if comptime!(add) {
-            let base = load2::<X>(x, x.start() + row * d + i, more, wide);
-            result.a += base.a;
-            result.b += base.b;
+            result += load::<X, W, N>(x, x.start() + row * d + i, lanes);
         }
-        store2::<O>(out, out.start() + row * d + i, more, result, wide);
+        store::<O, W, N>(out, out.start() + row * d + i, result, lanes);
     }
 }

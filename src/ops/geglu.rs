@@ -9,26 +9,24 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
+use super::lanes::{Lanes, load, store};
 use super::math::{gelu, gelu_slope};
-use super::pair::{Pair, is_wide, load2, storage, store2};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
-
-/// Units of a workgroup.
-const UNITS: usize = 64;
 
 /// `act = gelu(gate) · up`
 pub fn forward(gpu: &Gpu, gate_up: &Tensor, act: &Tensor) {
     let (m, f) = shape(gate_up, act);
-    let wide = is_wide(gpu, f, &[gate_up, act]);
+    let lanes = Lanes::pick(gpu, &[f], &[gate_up, act]);
+    let (count, dim) = lanes.grid(gpu, m * f);
     launch!(
         gpu,
         Cost::moving("geglu", gate_up.bytes() + act.bytes()),
         geglu_forward,
-        gpu.cubes(m * f.div_ceil(2), UNITS),
-        CubeDim::new_1d(UNITS as u32),
+        count,
+        dim,
         [gate_up, act],
-        (m, f, wide, [storage(gate_up, wide), storage(act, wide)]),
+        (m, f, lanes, lanes.types([gate_up, act]), lanes.sizes()),
     );
 }
 
@@ -37,17 +35,18 @@ pub fn backward(gpu: &Gpu, gate_up: &Tensor, dact: &Tensor, dgate_up: &Tensor, a
     let (m, f) = shape(gate_up, dact);
     let again = act.is_some();
     let act = act.unwrap_or(dact);
-    let wide = is_wide(gpu, f, &[gate_up, dact, dgate_up, act]);
-    let types = [gate_up, dact, dgate_up, act].map(|t| storage(t, wide));
+    let tensors = [gate_up, dact, dgate_up, act];
+    let lanes = Lanes::pick(gpu, &[f], &tensors);
+    let (count, dim) = lanes.grid(gpu, m * f);
     let moved = gate_up.bytes() + dact.bytes() * (1 + again as u64) + dgate_up.bytes();
     launch!(
         gpu,
         Cost::moving("geglu_backward", moved),
         geglu_backward,
-        gpu.cubes(m * f.div_ceil(2), UNITS),
-        CubeDim::new_1d(UNITS as u32),
+        count,
+        dim,
         [gate_up, dact, dgate_up, act],
-        (m, f, again, wide, types),
+        (m, f, again, lanes, lanes.types(tensors), lanes.sizes()),
     );
 }
 
@@ -60,78 +59,70 @@ fn shape(gate_up: &Tensor, act: &Tensor) -> (usize, usize) {
 }
 
 #[cube(launch_unchecked)]
-fn geglu_forward<X: Numeric, Y: Numeric>(
-    gate_up: &View<X>,
-    act: &mut View<Y>,
+fn geglu_forward<X: Numeric, Y: Numeric, W: Size, N: Size>(
+    gate_up: &View<Vector<X, W>>,
+    act: &mut View<Vector<Y, W>>,
     m: usize,
     f: usize,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(X, Y)] _types: [StorageType; 2],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let per_row = f.div_ceil(2);
+    let per_row = f / lanes.count;
     let row = ABSOLUTE_POS / per_row;
-    let i = ABSOLUTE_POS % per_row * 2;
+    let i = ABSOLUTE_POS % per_row * lanes.count;
     if row < m {
-        let more = i + 1 < f;
         let at = gate_up.start() + row * 2 * f + i;
-        let gate = load2::<X>(gate_up, at, more, wide);
-        let up = load2::<X>(gate_up, at + f, more, wide);
-        let out = Pair {
-            a: gelu(gate.a) * up.a,
-            b: gelu(gate.b) * up.b,
-        };
-        store2::<Y>(act, act.start() + row * f + i, more, out, wide);
+        let gate = load::<X, W, N>(gate_up, at, lanes);
+        let up = load::<X, W, N>(gate_up, at + f, lanes);
+        let mut out = Vector::<f32, N>::empty();
+        #[unroll]
+        for k in 0..lanes.count {
+            out[k] = gelu(gate[k]) * up[k];
+        }
+        store::<Y, W, N>(act, act.start() + row * f + i, out, lanes);
     }
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn geglu_backward<X: Numeric, D: Numeric, DX: Numeric, Y: Numeric>(
-    gate_up: &View<X>,
-    dact: &View<D>,
-    dgate_up: &mut View<DX>,
-    act: &mut View<Y>,
+fn geglu_backward<X: Numeric, D: Numeric, DX: Numeric, Y: Numeric, W: Size, N: Size>(
+    gate_up: &View<Vector<X, W>>,
+    dact: &View<Vector<D, W>>,
+    dgate_up: &mut View<Vector<DX, W>>,
+    act: &mut View<Vector<Y, W>>,
     m: usize,
     f: usize,
     #[comptime] again: bool,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(X, D, DX, Y)] _types: [StorageType; 4],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let per_row = f.div_ceil(2);
+    let per_row = f / lanes.count;
     let row = ABSOLUTE_POS / per_row;
-    let i = ABSOLUTE_POS % per_row * 2;
+    let i = ABSOLUTE_POS % per_row * lanes.count;
     if row < m {
-        let more = i + 1 < f;
         let at = gate_up.start() + row * 2 * f + i;
-        let gate = load2::<X>(gate_up, at, more, wide);
-        let up = load2::<X>(gate_up, at + f, more, wide);
-        let d = load2::<D>(dact, dact.start() + row * f + i, more, wide);
-        let value = Pair {
-            a: gelu(gate.a),
-            b: gelu(gate.b),
-        };
+        let gate = load::<X, W, N>(gate_up, at, lanes);
+        let up = load::<X, W, N>(gate_up, at + f, lanes);
+        let d = load::<D, W, N>(dact, dact.start() + row * f + i, lanes);
+        let mut dgate = Vector::<f32, N>::empty();
+        let mut dup = Vector::<f32, N>::empty();
+        let mut out = Vector::<f32, N>::empty();
+        #[unroll]
+        for k in 0..lanes.count {
+            let value = gelu(gate[k]);
+            dgate[k] = d[k] * up[k] * gelu_slope(gate[k]);
+            dup[k] = d[k] * value;
+            if comptime!(again) {
+                out[k] = value * up[k];
+            }
+        }
         let to = dgate_up.start() + row * 2 * f + i;
-        let dgate = Pair {
-            a: d.a * up.a * gelu_slope(gate.a),
-            b: d.b * up.b * gelu_slope(gate.b),
-        };
-        store2::<DX>(dgate_up, to, more, dgate, wide);
-        store2::<DX>(
-            dgate_up,
-            to + f,
-            more,
-            Pair {
-                a: d.a * value.a,
-                b: d.b * value.b,
-            },
-            wide,
-        );
+        store::<DX, W, N>(dgate_up, to, dgate, lanes);
+        store::<DX, W, N>(dgate_up, to + f, dup, lanes);
         if comptime!(again) {
-            let out = Pair {
-                a: value.a * up.a,
-                b: value.b * up.b,
-            };
-            store2::<Y>(act, act.start() + row * f + i, more, out, wide);
+            store::<Y, W, N>(act, act.start() + row * f + i, out, lanes);
         }
     }
 }

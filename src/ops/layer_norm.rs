@@ -15,7 +15,7 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::column_sum::{self, Term};
-use super::pair::{Pair, is_wide, load2, storage, store2};
+use super::lanes::{Lanes, load, store, total};
 use super::rows::{RowLayout, row_of_unit, team_sum};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, DType, Gpu, Tensor};
@@ -64,9 +64,9 @@ impl<'a> LayerNorm<'a> {
         let [m, d] = *x.shape() else {
             panic!("x is [M, D], not {x:?}")
         };
-        let layout = RowLayout::pick(gpu, d);
-        let wide = is_wide(gpu, d, &[x, self.weight, self.bias, y]);
-        let types = [x, self.weight, self.bias, y].map(|t| storage(t, wide));
+        let tensors = [x, self.weight, self.bias, y];
+        let lanes = Lanes::pick(gpu, &[d], &tensors);
+        let layout = RowLayout::of_lanes(gpu, d, lanes);
         let (keep, factor) = self.keep();
         launch!(
             gpu,
@@ -82,8 +82,9 @@ impl<'a> LayerNorm<'a> {
                 factor,
                 layout,
                 self.behind(),
-                wide,
-                types
+                lanes,
+                lanes.types(tensors),
+                lanes.sizes()
             ),
         );
     }
@@ -105,7 +106,6 @@ impl<'a> LayerNorm<'a> {
         let [m, d] = *x.shape() else {
             panic!("x is [M, D], not {x:?}")
         };
-        let layout = RowLayout::pick(gpu, d);
         let (keep, factor) = self.keep();
         let parts = BackwardParts {
             around: around.is_some(),
@@ -113,8 +113,9 @@ impl<'a> LayerNorm<'a> {
             stats: stats.is_some(),
         };
         let (around, y) = (around.unwrap_or(dy), y.unwrap_or(dx));
-        let wide = is_wide(gpu, d, &[x, self.weight, self.bias, dy, around, dx, y]);
-        let types = [x, self.weight, self.bias, dy, around, dx, y].map(|t| storage(t, wide));
+        let tensors = [x, self.weight, self.bias, dy, around, dx, y];
+        let lanes = Lanes::pick(gpu, &[d], &tensors);
+        let layout = RowLayout::of_lanes(gpu, d, lanes);
         let moved = x.bytes() + dy.bytes() + dx.bytes() * (1 + parts.around as u64 + parts.y as u64);
         launch!(
             gpu,
@@ -131,8 +132,9 @@ impl<'a> LayerNorm<'a> {
                 layout,
                 self.behind(),
                 parts,
-                wide,
-                types
+                lanes,
+                lanes.types(tensors),
+                lanes.sizes()
             ),
         );
     }
@@ -170,105 +172,122 @@ struct BackwardParts {
 
 /// Mean and 1/std of the row that starts at `at`: two passes, as the reference, because `mean(x²) - mean²` cancels.
 #[cube]
-fn statistics<X: Numeric>(
-    x: &View<X>,
+fn statistics<X: Numeric, W: Size, N: Size>(
+    x: &View<Vector<X, W>>,
     at: usize,
     d: usize,
     unit: usize,
     #[comptime] layout: RowLayout,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
 ) -> (f32, f32) {
-    let mut sum = 0.0f32;
-    let mut i = 2 * unit;
+    let mut sums = Vector::<f32, N>::zeroed();
+    let mut i = unit * lanes.count;
     while i < d {
-        let more = i + 1 < d;
-        let v = load2::<X>(x, at + i, more, wide);
-        sum += v.a + select(more, v.b, 0.0);
-        i += comptime!(2 * layout.team);
+        sums += load::<X, W, N>(x, at + i, lanes);
+        i += comptime!(layout.team * lanes.count);
     }
-    let mean = team_sum(sum, layout) / d as f32;
-    let mut square = 0.0f32;
-    let mut i = 2 * unit;
+    let mean = team_sum(total(sums, lanes), layout) / d as f32;
+    let mut squares = Vector::<f32, N>::zeroed();
+    let mut i = unit * lanes.count;
     while i < d {
-        let more = i + 1 < d;
-        let v = load2::<X>(x, at + i, more, wide);
-        let (a, b) = (v.a - mean, v.b - mean);
-        square += a * a + select(more, b * b, 0.0);
-        i += comptime!(2 * layout.team);
+        let v = load::<X, W, N>(x, at + i, lanes) - Vector::new(mean);
+        squares += v * v;
+        i += comptime!(layout.team * lanes.count);
     }
-    let variance = team_sum(square, layout) / d as f32;
+    let variance = team_sum(total(squares, lanes), layout) / d as f32;
     (mean, f32::inverse_sqrt(variance + EPS))
 }
 
-/// What ReLU and dropout multiply element `i` by, given the value in front of them.
+/// What ReLU and dropout multiply elements `i..` by, given the values in front of them.
 #[cube]
-fn gain(value: f32, keep: &View<u32>, i: usize, factor: f32, #[comptime] behind: Behind) -> f32 {
-    let mut gain = 1.0f32;
-    if comptime!(behind.relu) {
-        gain = select(value > 0.0, 1.0, 0.0);
+fn gains<N: Size>(
+    values: Vector<f32, N>,
+    keep: &View<u32>,
+    i: usize,
+    factor: f32,
+    #[comptime] behind: Behind,
+    #[comptime] lanes: Lanes,
+) -> Vector<f32, N> {
+    let mut gains = Vector::<f32, N>::new(1.0);
+    #[unroll]
+    for k in 0..lanes.count {
+        let mut gain = 1.0f32;
+        if comptime!(behind.relu) {
+            gain = select(values[k] > 0.0, 1.0, 0.0);
+        }
+        if comptime!(behind.dropout) {
+            let bit = (keep.get((i + k) / 32) >> ((i + k) % 32) as u32) & 1;
+            gain *= select(bit == 1, factor, 0.0);
+        }
+        gains[k] = gain;
     }
-    if comptime!(behind.dropout) {
-        let bit = (keep.get(i / 32) >> (i % 32) as u32) & 1;
-        gain *= select(bit == 1, factor, 0.0);
-    }
-    gain
+    gains
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn layer_norm_forward<X: Numeric, W: Numeric, B: Numeric, Y: Numeric>(
-    x: &View<X>,
-    weight: &View<W>,
-    bias: &View<B>,
+fn layer_norm_forward<X: Numeric, T: Numeric, B: Numeric, Y: Numeric, W: Size, N: Size>(
+    x: &View<Vector<X, W>>,
+    weight: &View<Vector<T, W>>,
+    bias: &View<Vector<B, W>>,
     keep: &View<u32>,
-    y: &mut View<Y>,
+    y: &mut View<Vector<Y, W>>,
     m: usize,
     d: usize,
     rows_per_weight: usize,
     factor: f32,
     #[comptime] layout: RowLayout,
     #[comptime] behind: Behind,
-    #[comptime] wide: bool,
-    #[define(X, W, B, Y)] _types: [StorageType; 4],
+    #[comptime] lanes: Lanes,
+    #[define(X, T, B, Y)] _types: [StorageType; 4],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
     let (row, unit) = row_of_unit(layout);
+    let gated = comptime!(behind.relu || behind.dropout);
     let safe = min(row, m - 1);
     let d = d * 1;
     let x_at = x.start() + safe * d;
-    let (mean, r) = statistics::<X>(x, x_at, d, unit, layout, wide);
+    let (mean, r) = statistics::<X, W, N>(x, x_at, d, unit, layout, lanes);
     if row < m {
         let w_at = weight.start() + row / rows_per_weight * d;
         let b_at = bias.start() + row / rows_per_weight * d;
         let y_at = y.start() + row * d;
-        let mut i = 2 * unit;
+        let mut i = unit * lanes.count;
         while i < d {
-            let more = i + 1 < d;
-            let v = load2::<X>(x, x_at + i, more, wide);
-            let w = load2::<W>(weight, w_at + i, more, wide);
-            let b = load2::<B>(bias, b_at + i, more, wide);
-            let mut out = Pair {
-                a: (v.a - mean) * r * w.a + b.a,
-                b: (v.b - mean) * r * w.b + b.b,
-            };
-            out.a *= gain(out.a, keep, row * d + i, factor, behind);
-            out.b *= gain(out.b, keep, row * d + i + 1, factor, behind);
-            store2::<Y>(y, y_at + i, more, out, wide);
-            i += comptime!(2 * layout.team);
+            let v = load::<X, W, N>(x, x_at + i, lanes);
+            let w = load::<T, W, N>(weight, w_at + i, lanes);
+            let b = load::<B, W, N>(bias, b_at + i, lanes);
+            let mut out = (v - Vector::new(mean)) * Vector::new(r) * w + b;
+            if comptime!(gated) {
+                out *= gains::<N>(out, keep, row * d + i, factor, behind, lanes);
+            }
+            store::<Y, W, N>(y, y_at + i, out, lanes);
+            i += comptime!(layout.team * lanes.count);
         }
     }
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn layer_norm_backward<X: Numeric, W: Numeric, B: Numeric, DY: Numeric, R: Numeric, DX: Numeric, Y: Numeric>(
-    x: &View<X>,
-    weight: &View<W>,
-    bias: &View<B>,
+fn layer_norm_backward<
+    X: Numeric,
+    T: Numeric,
+    B: Numeric,
+    DY: Numeric,
+    R: Numeric,
+    DX: Numeric,
+    Y: Numeric,
+    W: Size,
+    N: Size,
+>(
+    x: &View<Vector<X, W>>,
+    weight: &View<Vector<T, W>>,
+    bias: &View<Vector<B, W>>,
     keep: &View<u32>,
-    dy: &mut View<DY>,
-    around: &View<R>,
-    dx: &mut View<DX>,
-    y: &mut View<Y>,
+    dy: &mut View<Vector<DY, W>>,
+    around: &View<Vector<R, W>>,
+    dx: &mut View<Vector<DX, W>>,
+    y: &mut View<Vector<Y, W>>,
     stats: &mut View<f32>,
     m: usize,
     d: usize,
@@ -277,8 +296,9 @@ fn layer_norm_backward<X: Numeric, W: Numeric, B: Numeric, DY: Numeric, R: Numer
     #[comptime] layout: RowLayout,
     #[comptime] behind: Behind,
     #[comptime] parts: BackwardParts,
-    #[comptime] wide: bool,
-    #[define(X, W, B, DY, R, DX, Y)] _types: [StorageType; 7],
+    #[comptime] lanes: Lanes,
+    #[define(X, T, B, DY, R, DX, Y)] _types: [StorageType; 7],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
     let (row, unit) = row_of_unit(layout);
     let safe = min(row, m - 1);
@@ -288,64 +308,51 @@ fn layer_norm_backward<X: Numeric, W: Numeric, B: Numeric, DY: Numeric, R: Numer
     let dy_at = dy.start() + safe * d;
     let w_at = weight.start() + safe / rows_per_weight * d;
     let b_at = bias.start() + safe / rows_per_weight * d;
-    let (mean, r) = statistics::<X>(x, x_at, d, unit, layout, wide);
+    let (mean, r) = statistics::<X, W, N>(x, x_at, d, unit, layout, lanes);
 
-    let mut sum_g = 0.0f32;
-    let mut sum_gx = 0.0f32;
-    let mut i = 2 * unit;
+    let mut sums = Vector::<f32, N>::zeroed();
+    let mut dots = Vector::<f32, N>::zeroed();
+    let mut i = unit * lanes.count;
     while i < d {
-        let more = i + 1 < d;
-        let v = load2::<X>(x, x_at + i, more, wide);
-        let w = load2::<W>(weight, w_at + i, more, wide);
-        let mut g = load2::<DY>(dy, dy_at + i, more, wide);
-        let (xa, xb) = ((v.a - mean) * r, (v.b - mean) * r);
+        let normed = (load::<X, W, N>(x, x_at + i, lanes) - Vector::new(mean)) * Vector::new(r);
+        let w = load::<T, W, N>(weight, w_at + i, lanes);
+        let mut g = load::<DY, W, N>(dy, dy_at + i, lanes);
         if comptime!(gated) {
-            let b = load2::<B>(bias, b_at + i, more, wide);
-            g.a *= gain(xa * w.a + b.a, keep, safe * d + i, factor, behind);
-            g.b *= gain(xb * w.b + b.b, keep, safe * d + i + 1, factor, behind);
+            let value = normed * w + load::<B, W, N>(bias, b_at + i, lanes);
+            g *= gains::<N>(value, keep, safe * d + i, factor, behind, lanes);
             if row < m {
-                store2::<DY>(dy, dy_at + i, more, g, wide);
+                store::<DY, W, N>(dy, dy_at + i, g, lanes);
             }
         }
-        sum_g += g.a * w.a + select(more, g.b * w.b, 0.0);
-        sum_gx += g.a * w.a * xa + select(more, g.b * w.b * xb, 0.0);
-        i += comptime!(2 * layout.team);
+        sums += g * w;
+        dots += g * w * normed;
+        i += comptime!(layout.team * lanes.count);
     }
-    let mean_g = team_sum(sum_g, layout) / d as f32;
-    let mean_gx = team_sum(sum_gx, layout) / d as f32;
+    let mean_g = team_sum(total(sums, lanes), layout) / d as f32;
+    let mean_gx = team_sum(total(dots, lanes), layout) / d as f32;
     if row < m {
         let around_at = around.start() + row * d;
         let dx_at = dx.start() + row * d;
         let y_at = y.start() + row * d;
-        let mut i = 2 * unit;
+        let mut i = unit * lanes.count;
         while i < d {
-            let more = i + 1 < d;
-            let v = load2::<X>(x, x_at + i, more, wide);
-            let w = load2::<W>(weight, w_at + i, more, wide);
+            let normed = (load::<X, W, N>(x, x_at + i, lanes) - Vector::new(mean)) * Vector::new(r);
+            let w = load::<T, W, N>(weight, w_at + i, lanes);
             // After the pass above dy is the gradient at the norm, for this unit's own elements.
-            let g = load2::<DY>(dy, dy_at + i, more, wide);
-            let (xa, xb) = ((v.a - mean) * r, (v.b - mean) * r);
-            let mut out = Pair {
-                a: (g.a * w.a - mean_g - xa * mean_gx) * r,
-                b: (g.b * w.b - mean_g - xb * mean_gx) * r,
-            };
+            let g = load::<DY, W, N>(dy, dy_at + i, lanes);
+            let mut out = (g * w - Vector::new(mean_g) - normed * Vector::new(mean_gx)) * Vector::new(r);
             if comptime!(parts.around) {
-                let add = load2::<R>(around, around_at + i, more, wide);
-                out.a += add.a;
-                out.b += add.b;
+                out += load::<R, W, N>(around, around_at + i, lanes);
             }
-            store2::<DX>(dx, dx_at + i, more, out, wide);
+            store::<DX, W, N>(dx, dx_at + i, out, lanes);
             if comptime!(parts.y) {
-                let b = load2::<B>(bias, b_at + i, more, wide);
-                let mut again = Pair {
-                    a: xa * w.a + b.a,
-                    b: xb * w.b + b.b,
-                };
-                again.a *= gain(again.a, keep, row * d + i, factor, behind);
-                again.b *= gain(again.b, keep, row * d + i + 1, factor, behind);
-                store2::<Y>(y, y_at + i, more, again, wide);
+                let mut again = normed * w + load::<B, W, N>(bias, b_at + i, lanes);
+                if comptime!(gated) {
+                    again *= gains::<N>(again, keep, row * d + i, factor, behind, lanes);
+                }
+                store::<Y, W, N>(y, y_at + i, again, lanes);
             }
-            i += comptime!(2 * layout.team);
+            i += comptime!(layout.team * lanes.count);
         }
         if comptime!(parts.stats) {
             if unit == 0 {

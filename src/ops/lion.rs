@@ -17,14 +17,11 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::adamw::{Control, Flat, Form, Update, copies};
+use super::adamw::{Control, Flat, Form, Update, moved, weights};
+use super::lanes::{Lanes, load, store};
 use super::optimizers::{Hyper, Rule};
-use super::pair::{Pair, is_wide, load2, storage, store2};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu};
-
-/// Units of a workgroup.
-const UNITS: usize = 64;
 
 /// Hyperparameters of one group.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,24 +45,24 @@ impl Rule for Lion {
     }
 
     fn step(self, gpu: &Gpu, update: Update, control: &Control, group: usize, flat: Flat<'_>) {
-        let n = flat.p.len();
-        let average = flat.average.unwrap_or(flat.p);
-        let compute = flat.compute.unwrap_or(flat.p);
-        let form = Form {
-            average: flat.average.is_some(),
-            compute: flat.compute.is_some(),
-        };
-        let wide = is_wide(gpu, n, &[flat.p, flat.g, flat.m, average]);
-        let types = [storage(flat.p, wide), compute.dtype().storage()];
+        let plan = flat.plan(gpu);
         launch!(
             gpu,
-            Cost::moving("lion", (6 + if form.average { 2 } else { 0 }) * flat.p.bytes()),
+            Cost::moving("lion", plan.bytes),
             lion_kernel,
-            gpu.cubes(n.div_ceil(2), UNITS),
-            CubeDim::new_1d(UNITS as u32),
-            [flat.p, flat.g, flat.m, average, compute, &control.values],
+            plan.count,
+            plan.dim,
+            [
+                flat.p,
+                plan.low,
+                flat.g,
+                flat.m,
+                plan.average,
+                plan.compute,
+                &control.values
+            ],
             (
-                n,
+                flat.p.len(),
                 group,
                 control.groups,
                 update.lr,
@@ -73,9 +70,10 @@ impl Rule for Lion {
                 self.beta2,
                 self.weight_decay,
                 update.rate,
-                form,
-                wide,
-                types,
+                plan.form,
+                plan.lanes,
+                plan.types,
+                plan.lanes.sizes(),
             ),
         );
     }
@@ -89,12 +87,13 @@ fn sign(x: f32) -> f32 {
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn lion_kernel<P: Numeric, C: Numeric>(
-    p: &mut View<P>,
-    g: &mut View<P>,
-    m: &mut View<P>,
-    average: &mut View<P>,
-    compute: &mut View<C>,
+fn lion_kernel<P: Numeric, L: Numeric, S: Numeric, C: Numeric, W: Size, N: Size>(
+    p: &mut View<Vector<P, W>>,
+    low: &mut View<Vector<L, W>>,
+    g: &mut View<Vector<S, W>>,
+    m: &mut View<Vector<S, W>>,
+    average: &mut View<Vector<S, W>>,
+    compute: &mut View<Vector<C, W>>,
     control: &View<f32>,
     n: usize,
     group: usize,
@@ -105,29 +104,30 @@ fn lion_kernel<P: Numeric, C: Numeric>(
     decay: f32,
     rate: f32,
     #[comptime] form: Form,
-    #[comptime] wide: bool,
-    #[define(P, C)] _types: [StorageType; 2],
+    #[comptime] lanes: Lanes,
+    #[define(P, L, S, C)] _types: [StorageType; 4],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let i = 2 * ABSOLUTE_POS;
+    let i = ABSOLUTE_POS * lanes.count;
     if i < n {
-        let more = i + 1 < n;
         let g_at = g.start() + i;
         if control.get(groups) == 1.0 {
             let factor = control.get(group);
-            let (p_at, m_at) = (p.start() + i, m.start() + i);
-            let grad = load2::<P>(g, g_at, more, wide);
-            let (ca, cb) = (grad.a * factor, grad.b * factor);
-            let mut mm = load2::<P>(m, m_at, more, wide);
-            let mut pp = load2::<P>(p, p_at, more, wide);
-            pp.a -= lr * (sign(beta1 * mm.a + (1.0 - beta1) * ca) + decay * pp.a);
-            pp.b -= lr * (sign(beta1 * mm.b + (1.0 - beta1) * cb) + decay * pp.b);
-            store2::<P>(p, p_at, more, pp, wide);
-            mm.a = beta2 * mm.a + (1.0 - beta2) * ca;
-            mm.b = beta2 * mm.b + (1.0 - beta2) * cb;
-            store2::<P>(m, m_at, more, mm, wide);
-            copies::<P, C>(average, compute, i, more, pp, rate, form, wide);
+            let m_at = m.start() + i;
+            let gg = load::<S, W, N>(g, g_at, lanes);
+            let mut mm = load::<S, W, N>(m, m_at, lanes);
+            let mut pp = weights::<P, L, W, N>(p, low, i, form, lanes);
+            #[unroll]
+            for k in 0..lanes.count {
+                let c = gg[k] * factor;
+                let direction = sign(beta1 * mm[k] + (1.0 - beta1) * c);
+                pp[k] = pp[k] - lr * (direction + decay * pp[k]);
+                mm[k] = beta2 * mm[k] + (1.0 - beta2) * c;
+            }
+            store::<S, W, N>(m, m_at, mm, lanes);
+            moved::<P, L, S, C, W, N>(p, low, average, compute, i, pp, rate, form, lanes);
         }
-        store2::<P>(g, g_at, more, Pair { a: 0.0, b: 0.0 }, wide);
+        store::<S, W, N>(g, g_at, Vector::zeroed(), lanes);
     }
 }
 
@@ -197,6 +197,7 @@ mod tests {
                 };
                 let flat = Flat {
                     p: &p,
+                    low: None,
                     g: &g,
                     m: &m,
                     v: None,
@@ -255,6 +256,7 @@ mod tests {
         };
         let flat = Flat {
             p: &p,
+            low: None,
             g: &g,
             m: &m,
             v: None,

@@ -10,9 +10,9 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::pair::{Pair, load2, storage, store2};
+use super::lanes::{Lanes, load, store};
 use crate::gpu::launch::{View, launch};
-use crate::gpu::{Cost, DType, Gpu, Tensor};
+use crate::gpu::{Cost, Gpu, Tensor};
 
 /// Units of a workgroup.
 const UNITS: usize = 32;
@@ -41,9 +41,7 @@ fn run(gpu: &Gpu, rows: &Tensor, runs: Runs<'_>, pool: &Tensor, back: bool) {
     if b == 0 {
         return;
     }
-    let even = d.is_multiple_of(2) && ld.is_multiple_of(2) && rows.pairs() && pool.pairs();
-    let wide = gpu.caps().wide_loads && even && rows.dtype() == DType::F32 && pool.dtype() == DType::F32;
-    let types = [storage(rows, wide), storage(pool, wide)];
+    let lanes = Lanes::pick(gpu, &[d, ld], &[rows, pool]);
     launch!(
         gpu,
         Cost::moving(
@@ -51,63 +49,48 @@ fn run(gpu: &Gpu, rows: &Tensor, runs: Runs<'_>, pool: &Tensor, back: bool) {
             rows.bytes() * if back { 2 } else { 1 } + (b * d) as u64 * pool.dtype().bytes()
         ),
         mean_pool_kernel,
-        CubeCount::Static(d.div_ceil(2 * UNITS) as u32, b as u32, 1),
+        CubeCount::Static(d.div_ceil(lanes.count * UNITS) as u32, b as u32, 1),
         CubeDim::new_1d(UNITS as u32),
         [rows, runs.starts, runs.lens, pool],
-        (d, ld, back, wide, types),
+        (d, ld, back, lanes, lanes.types([rows, pool]), lanes.sizes()),
     );
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn mean_pool_kernel<X: Numeric, P: Numeric>(
-    rows: &mut View<X>,
+fn mean_pool_kernel<X: Numeric, P: Numeric, W: Size, N: Size>(
+    rows: &mut View<Vector<X, W>>,
     starts: &View<u32>,
     lens: &View<u32>,
-    pool: &mut View<P>,
+    pool: &mut View<Vector<P, W>>,
     d: usize,
     ld: usize,
     #[comptime] back: bool,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(X, P)] _types: [StorageType; 2],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
-    let i = 2 * ABSOLUTE_POS_X as usize;
+    let i = ABSOLUTE_POS_X as usize * lanes.count;
     let b = CUBE_POS_Y as usize;
     let d = d * 1;
     if i < d {
-        let more = i + 1 < d;
         let first = starts.get(b) as usize;
         let len = lens.get(b) as usize;
-        let factor = 1.0 / f32::cast_from(max(len, 1) as u32);
+        let factor = Vector::<f32, N>::new(1.0 / f32::cast_from(max(len, 1) as u32));
         let base = rows.start() + first * d + i;
         let at = pool.start() + b * ld + i;
         if comptime!(back) {
-            let g = load2::<P>(pool, at, more, wide);
+            let g = load::<P, W, N>(pool, at, lanes) * factor;
             for r in 0..len {
-                let old = load2::<X>(rows, base + r * d, more, wide);
-                let sum = Pair {
-                    a: old.a + g.a * factor,
-                    b: old.b + g.b * factor,
-                };
-                store2::<X>(rows, base + r * d, more, sum, wide);
+                let old = load::<X, W, N>(rows, base + r * d, lanes);
+                store::<X, W, N>(rows, base + r * d, old + g, lanes);
             }
         } else {
-            let mut sum = Pair { a: 0.0, b: 0.0 };
+            let mut sum = Vector::<f32, N>::zeroed();
             for r in 0..len {
-                let v = load2::<X>(rows, base + r * d, more, wide);
-                sum.a += v.a;
-                sum.b += v.b;
+                sum += load::<X, W, N>(rows, base + r * d, lanes);
             }
-            store2::<P>(
-                pool,
-                at,
-                more,
-                Pair {
-                    a: sum.a * factor,
-                    b: sum.b * factor,
-                },
-                wide,
-            );
+            store::<P, W, N>(pool, at, sum * factor, lanes);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Two neighbouring elements at a time: every memory-bound kernel of this room works on pairs.
+//! Two neighbouring elements at a time, for kernels that hold rows in registers pair by pair.
 //!
 //! A pair of f32 is one 64-bit load where the device allows it (`wide`): on software Vulkan that halves the cost,
 //! which is counted in loads. Everything else (half precision, odd sizes) loads the two one by one.
@@ -7,8 +7,8 @@ use cubecl::ir::{ElemType, StorageType, UIntKind};
 use cubecl::prelude::*;
 
 use super::wide::{high, join, low};
+use crate::gpu::Tensor;
 use crate::gpu::launch::View;
-use crate::gpu::{DType, Gpu, Tensor};
 
 /// Elements `i` and `i + 1`.
 #[derive(CubeType, Clone, Copy)]
@@ -43,11 +43,6 @@ pub(crate) fn store2<F: Numeric>(x: &mut View<F>, at: usize, more: bool, pair: P
             x.raw_set(at + 1, F::cast_from(pair.b));
         }
     }
-}
-
-/// May all these tensors be moved in 64-bit pairs, rows of `width` elements each?
-pub(crate) fn is_wide(gpu: &Gpu, width: usize, tensors: &[&Tensor]) -> bool {
-    gpu.caps().wide_loads && width.is_multiple_of(2) && tensors.iter().all(|t| t.pairs() && t.dtype() == DType::F32)
 }
 
 /// The element type a kernel must see.

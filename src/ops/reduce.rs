@@ -10,16 +10,21 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::fill;
-use super::pair::{is_wide, load2, storage};
+use super::lanes::{Lanes, load, load_words, total};
 use super::rows::{RowLayout, row_of_unit, team_sum};
+use super::split::{self, Values, whole_of};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
 
 /// Elements summed into one.
 pub const ROW: usize = 1024;
 
-/// `out [2]` = (Σ x², number of non-finite elements) over all the flat tensors.
-pub fn squares(gpu: &Gpu, xs: &[Tensor], out: &Tensor) {
+/// `out [2]` = (Σ x², number of non-finite elements) over all the flat tensors, whole or in halves.
+pub fn squares<T>(gpu: &Gpu, xs: &[T], out: &Tensor)
+where
+    Values: for<'a> From<&'a T>,
+{
+    let xs: Vec<Values> = xs.iter().map(Values::from).collect();
     let rows: usize = xs.iter().map(|x| x.len().div_ceil(ROW)).sum();
     if rows == 0 {
         // Nothing learns: no row would write the partial sums.
@@ -27,7 +32,7 @@ pub fn squares(gpu: &Gpu, xs: &[Tensor], out: &Tensor) {
     }
     let mut partial = gpu.f32([rows, 2]);
     let mut first = 0;
-    for x in xs {
+    for x in &xs {
         let rows = x.len().div_ceil(ROW);
         squares_of(gpu, x, &partial.rows(first..first + rows));
         first += rows;
@@ -54,18 +59,26 @@ pub fn weighted_sum(gpu: &Gpu, x: &Tensor, weight: Option<&Tensor>, factor: f32,
     );
 }
 
-fn squares_of(gpu: &Gpu, x: &Tensor, out: &Tensor) {
-    let layout = RowLayout::pick(gpu, ROW);
+fn squares_of(gpu: &Gpu, x: &Values, out: &Tensor) {
     let rows = x.len().div_ceil(ROW);
-    let wide = is_wide(gpu, x.len(), &[x]);
+    let low = x.low.as_ref().unwrap_or(&x.high);
+    let halves = x.low.is_some();
+    // Halves in the vectors of whole numbers, so that both give the same sums.
+    let lanes = Lanes::pick(gpu, &[x.len()], &[&x.high, low]).at_most(4);
+    let layout = RowLayout::of_lanes(gpu, ROW, lanes);
+    let types = if halves {
+        [split::words(&x.high), split::words(low)]
+    } else {
+        lanes.types([&x.high, low])
+    };
     launch!(
         gpu,
-        Cost::moving("sum_of_squares", x.bytes()),
+        Cost::moving("sum_of_squares", 4 * x.len() as u64),
         squares_kernel,
         layout.count(gpu, rows),
         layout.dim(),
-        [x, out],
-        (rows, x.len(), layout, wide, storage(x, wide)),
+        [&x.high, low, out],
+        (rows, x.len(), layout, halves, lanes, types, lanes.sizes()),
     );
 }
 
@@ -90,32 +103,47 @@ fn is_finite(x: f32) -> bool {
 }
 
 #[cube(launch_unchecked)]
-fn squares_kernel<X: Numeric>(
-    x: &View<X>,
+#[allow(clippy::too_many_arguments)]
+fn squares_kernel<X: Numeric, L: Numeric, W: Size, N: Size>(
+    x: &View<Vector<X, W>>,
+    low: &View<Vector<L, W>>,
     out: &mut View<f32>,
     rows: usize,
     n: usize,
     #[comptime] layout: RowLayout,
-    #[comptime] wide: bool,
-    #[define(X)] _type: StorageType,
+    #[comptime] halves: bool,
+    #[comptime] lanes: Lanes,
+    #[define(X, L)] _types: [StorageType; 2],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
     let (row, unit) = row_of_unit(layout);
     let end = min((row + 1) * ROW, n);
-    let base = x.start();
-    let mut sum = 0.0f32;
-    let mut bad = 0.0f32;
-    let mut i = row * ROW + 2 * unit;
+    let x_at = x.start();
+    let mut sums = Vector::<f32, N>::zeroed();
+    let mut bads = Vector::<f32, N>::zeroed();
+    let mut i = row * ROW + unit * lanes.count;
     while i < end {
-        let more = i + 1 < end;
-        let v = load2::<X>(x, base + i, more, wide);
-        let (fine_a, fine_b) = (is_finite(v.a), is_finite(v.b));
-        sum += select(fine_a, v.a * v.a, 0.0);
-        sum += select(fine_b && more, v.b * v.b, 0.0);
-        bad += select(fine_a, 0.0, 1.0) + select(fine_b || !more, 0.0, 1.0);
-        i += comptime!(2 * layout.team);
+        let mut v = Vector::<f32, N>::empty();
+        if comptime!(halves) {
+            let highs = load_words::<X, W, N>(x, x_at + i, lanes);
+            let lows = load_words::<L, W, N>(low, low.start() + i, lanes);
+            #[unroll]
+            for k in 0..lanes.count {
+                v[k] = whole_of(highs[k], lows[k]);
+            }
+        } else {
+            v = load::<X, W, N>(x, x_at + i, lanes);
+        }
+        #[unroll]
+        for k in 0..lanes.count {
+            let fine = is_finite(v[k]);
+            sums[k] += select(fine, v[k] * v[k], 0.0);
+            bads[k] += select(fine, 0.0, 1.0);
+        }
+        i += comptime!(layout.team * lanes.count);
     }
-    let sum = team_sum(sum, layout);
-    let bad = team_sum(bad, layout);
+    let sum = team_sum(total(sums, lanes), layout);
+    let bad = team_sum(total(bads, lanes), layout);
     if row < rows {
         if unit == 0 {
             out.set(2 * row, sum);

@@ -16,7 +16,7 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::column_sum::{self, Term};
-use super::pair::{Pair, is_wide, load2, storage, store2};
+use super::lanes::{Lanes, load, store, total};
 use super::rows::{RowLayout, row_of_unit, team_sum};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, DType, Gpu, Tensor};
@@ -59,9 +59,9 @@ pub fn forward(gpu: &Gpu, x: &Tensor, modulation: Modulation<'_>, y: &Tensor) {
     let [m, d] = *x.shape() else {
         panic!("x is [M, D], not {x:?}")
     };
-    let layout = RowLayout::pick(gpu, d);
-    let wide = is_wide(gpu, d, &[x, modulation.table(), y]);
-    let types = [storage(x, wide), storage(modulation.table(), wide), storage(y, wide)];
+    let tensors = [x, modulation.table(), y];
+    let lanes = Lanes::pick(gpu, &[d], &tensors);
+    let layout = RowLayout::of_lanes(gpu, d, lanes);
     launch!(
         gpu,
         Cost::moving("rms_norm", x.bytes() + y.bytes()),
@@ -69,7 +69,15 @@ pub fn forward(gpu: &Gpu, x: &Tensor, modulation: Modulation<'_>, y: &Tensor) {
         layout.count(gpu, m),
         layout.dim(),
         [x, modulation.table(), modulation.groups(), y],
-        (m, d, layout, modulation.adaptive(), wide, types),
+        (
+            m,
+            d,
+            layout,
+            modulation.adaptive(),
+            lanes,
+            lanes.types(tensors),
+            lanes.sizes()
+        ),
     );
 }
 
@@ -92,13 +100,13 @@ pub fn backward(gpu: &Gpu, b: Backward<'_>) {
     let [m, d] = *b.x.shape() else {
         panic!("x is [M, D], not {:?}", b.x)
     };
-    let layout = RowLayout::pick(gpu, d);
     let around = b.around.unwrap_or(b.dy);
     let y = b.y.unwrap_or(b.dx);
     let rstd = b.rstd.unwrap_or(b.dx);
     let table = b.modulation.table();
-    let wide = is_wide(gpu, d, &[b.x, table, b.dy, around, b.dx, y]);
-    let types = [b.x, table, b.dy, around, b.dx, y].map(|t| storage(t, wide));
+    let tensors = [b.x, table, b.dy, around, b.dx, y];
+    let lanes = Lanes::pick(gpu, &[d], &tensors);
+    let layout = RowLayout::of_lanes(gpu, d, lanes);
     let parts = BackwardParts {
         around: b.around.is_some(),
         y: b.y.is_some(),
@@ -116,7 +124,16 @@ pub fn backward(gpu: &Gpu, b: Backward<'_>) {
         layout.count(gpu, m),
         layout.dim(),
         [b.x, table, b.modulation.groups(), b.dy, around, b.dx, y, rstd],
-        (m, d, layout, b.modulation.adaptive(), parts, wide, types),
+        (
+            m,
+            d,
+            layout,
+            b.modulation.adaptive(),
+            parts,
+            lanes,
+            lanes.types(tensors),
+            lanes.sizes()
+        ),
     );
 }
 
@@ -147,8 +164,8 @@ struct BackwardParts {
 
 /// First element of the scale of a row; the shift lies `d` further.
 #[cube]
-fn scale_start<W: Numeric>(
-    table: &View<W>,
+fn scale_start<T: Numeric, W: Size>(
+    table: &View<Vector<T, W>>,
     groups: &View<u32>,
     row: usize,
     d: usize,
@@ -161,40 +178,38 @@ fn scale_start<W: Numeric>(
     at
 }
 
-/// `1 / sqrt(mean(x²) + ε)` of the row that starts at `at`.
+/// `x̂ (1 + w)`, and the shift, of the elements `i..` of a row whose scale starts at `at`.
 #[cube]
-fn inverse_rms<X: Numeric>(
-    x: &View<X>,
+fn modulated<T: Numeric, W: Size, N: Size>(
+    normed: Vector<f32, N>,
+    table: &View<Vector<T, W>>,
     at: usize,
     d: usize,
-    unit: usize,
-    #[comptime] layout: RowLayout,
-    #[comptime] wide: bool,
-) -> f32 {
-    let mut sum = 0.0f32;
-    let mut i = 2 * unit;
-    while i < d {
-        let more = i + 1 < d;
-        let v = load2::<X>(x, at + i, more, wide);
-        sum += v.a * v.a;
-        sum += select(more, v.b * v.b, 0.0);
-        i += comptime!(2 * layout.team);
+    #[comptime] adaptive: bool,
+    #[comptime] lanes: Lanes,
+) -> Vector<f32, N> {
+    let scale = load::<T, W, N>(table, at, lanes);
+    let mut out = normed * (scale + Vector::new(1.0));
+    if comptime!(adaptive) {
+        out += load::<T, W, N>(table, at + d, lanes);
     }
-    f32::inverse_sqrt(team_sum(sum, layout) / d as f32 + EPS)
+    out
 }
 
 #[cube(launch_unchecked)]
-fn rms_norm_forward<X: Numeric, W: Numeric, Y: Numeric>(
-    x: &View<X>,
-    table: &View<W>,
+#[allow(clippy::too_many_arguments)]
+fn rms_norm_forward<X: Numeric, T: Numeric, Y: Numeric, W: Size, N: Size>(
+    x: &View<Vector<X, W>>,
+    table: &View<Vector<T, W>>,
     groups: &View<u32>,
-    y: &mut View<Y>,
+    y: &mut View<Vector<Y, W>>,
     m: usize,
     d: usize,
     #[comptime] layout: RowLayout,
     #[comptime] adaptive: bool,
-    #[comptime] wide: bool,
-    #[define(X, W, Y)] _types: [StorageType; 3],
+    #[comptime] lanes: Lanes,
+    #[define(X, T, Y)] _types: [StorageType; 3],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
     let (row, unit) = row_of_unit(layout);
     // Rows beyond the end take part in the sums and store nothing.
@@ -202,105 +217,86 @@ fn rms_norm_forward<X: Numeric, W: Numeric, Y: Numeric>(
     let d = d * 1;
     let x_at = x.start() + safe * d;
     let y_at = y.start() + safe * d;
-    let w_at = scale_start::<W>(table, groups, safe, d, adaptive);
-    let r = inverse_rms::<X>(x, x_at, d, unit, layout, wide);
+    let w_at = scale_start::<T, W>(table, groups, safe, d, adaptive);
+    let mut squares = Vector::<f32, N>::zeroed();
+    let mut i = unit * lanes.count;
+    while i < d {
+        let v = load::<X, W, N>(x, x_at + i, lanes);
+        squares += v * v;
+        i += comptime!(layout.team * lanes.count);
+    }
+    let r = f32::inverse_sqrt(team_sum(total(squares, lanes), layout) / d as f32 + EPS);
     if row < m {
-        let mut i = 2 * unit;
+        let mut i = unit * lanes.count;
         while i < d {
-            let more = i + 1 < d;
-            let v = load2::<X>(x, x_at + i, more, wide);
-            let w = load2::<W>(table, w_at + i, more, wide);
-            let mut out = Pair {
-                a: v.a * r * (1.0 + w.a),
-                b: v.b * r * (1.0 + w.b),
-            };
-            if comptime!(adaptive) {
-                let shift = load2::<W>(table, w_at + d + i, more, wide);
-                out.a += shift.a;
-                out.b += shift.b;
-            }
-            store2::<Y>(y, y_at + i, more, out, wide);
-            i += comptime!(2 * layout.team);
+            let normed = load::<X, W, N>(x, x_at + i, lanes) * Vector::new(r);
+            let out = modulated::<T, W, N>(normed, table, w_at + i, d, adaptive, lanes);
+            store::<Y, W, N>(y, y_at + i, out, lanes);
+            i += comptime!(layout.team * lanes.count);
         }
     }
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn rms_norm_backward<X: Numeric, W: Numeric, DY: Numeric, R: Numeric, DX: Numeric, Y: Numeric>(
-    x: &View<X>,
-    table: &View<W>,
+fn rms_norm_backward<X: Numeric, T: Numeric, DY: Numeric, R: Numeric, DX: Numeric, Y: Numeric, W: Size, N: Size>(
+    x: &View<Vector<X, W>>,
+    table: &View<Vector<T, W>>,
     groups: &View<u32>,
-    dy: &View<DY>,
-    around: &View<R>,
-    dx: &mut View<DX>,
-    y: &mut View<Y>,
+    dy: &View<Vector<DY, W>>,
+    around: &View<Vector<R, W>>,
+    dx: &mut View<Vector<DX, W>>,
+    y: &mut View<Vector<Y, W>>,
     rstd: &mut View<f32>,
     m: usize,
     d: usize,
     #[comptime] layout: RowLayout,
     #[comptime] adaptive: bool,
     #[comptime] parts: BackwardParts,
-    #[comptime] wide: bool,
-    #[define(X, W, DY, R, DX, Y)] _types: [StorageType; 6],
+    #[comptime] lanes: Lanes,
+    #[define(X, T, DY, R, DX, Y)] _types: [StorageType; 6],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
     let (row, unit) = row_of_unit(layout);
     let safe = min(row, m - 1);
     let d = d * 1;
     let x_at = x.start() + safe * d;
     let dy_at = dy.start() + safe * d;
-    let w_at = scale_start::<W>(table, groups, safe, d, adaptive);
+    let w_at = scale_start::<T, W>(table, groups, safe, d, adaptive);
 
-    let mut square = 0.0f32;
-    let mut dot = 0.0f32;
-    let mut i = 2 * unit;
+    let mut squares = Vector::<f32, N>::zeroed();
+    let mut dots = Vector::<f32, N>::zeroed();
+    let mut i = unit * lanes.count;
     while i < d {
-        let more = i + 1 < d;
-        let v = load2::<X>(x, x_at + i, more, wide);
-        let w = load2::<W>(table, w_at + i, more, wide);
-        let g = load2::<DY>(dy, dy_at + i, more, wide);
-        square += v.a * v.a;
-        dot += g.a * (1.0 + w.a) * v.a;
-        square += select(more, v.b * v.b, 0.0);
-        dot += select(more, g.b * (1.0 + w.b) * v.b, 0.0);
-        i += comptime!(2 * layout.team);
+        let v = load::<X, W, N>(x, x_at + i, lanes);
+        let g = load::<DY, W, N>(dy, dy_at + i, lanes);
+        let w = load::<T, W, N>(table, w_at + i, lanes);
+        squares += v * v;
+        dots += g * (w + Vector::new(1.0)) * v;
+        i += comptime!(layout.team * lanes.count);
     }
-    let r = f32::inverse_sqrt(team_sum(square, layout) / d as f32 + EPS);
+    let r = f32::inverse_sqrt(team_sum(total(squares, lanes), layout) / d as f32 + EPS);
     // x̂ mean(g x̂) = x r² · r · Σ g x / D
-    let slope = team_sum(dot, layout) / d as f32 * r * r * r;
+    let slope = team_sum(total(dots, lanes), layout) / d as f32 * r * r * r;
     if row < m {
         let around_at = around.start() + row * d;
         let dx_at = dx.start() + row * d;
         let y_at = y.start() + row * d;
-        let mut i = 2 * unit;
+        let mut i = unit * lanes.count;
         while i < d {
-            let more = i + 1 < d;
-            let v = load2::<X>(x, x_at + i, more, wide);
-            let w = load2::<W>(table, w_at + i, more, wide);
-            let g = load2::<DY>(dy, dy_at + i, more, wide);
-            let mut out = Pair {
-                a: g.a * (1.0 + w.a) * r - v.a * slope,
-                b: g.b * (1.0 + w.b) * r - v.b * slope,
-            };
+            let v = load::<X, W, N>(x, x_at + i, lanes);
+            let g = load::<DY, W, N>(dy, dy_at + i, lanes);
+            let w = load::<T, W, N>(table, w_at + i, lanes);
+            let mut out = g * (w + Vector::new(1.0)) * Vector::new(r) - v * Vector::new(slope);
             if comptime!(parts.around) {
-                let add = load2::<R>(around, around_at + i, more, wide);
-                out.a += add.a;
-                out.b += add.b;
+                out += load::<R, W, N>(around, around_at + i, lanes);
             }
-            store2::<DX>(dx, dx_at + i, more, out, wide);
+            store::<DX, W, N>(dx, dx_at + i, out, lanes);
             if comptime!(parts.y) {
-                let mut again = Pair {
-                    a: v.a * r * (1.0 + w.a),
-                    b: v.b * r * (1.0 + w.b),
-                };
-                if comptime!(adaptive) {
-                    let shift = load2::<W>(table, w_at + d + i, more, wide);
-                    again.a += shift.a;
-                    again.b += shift.b;
-                }
-                store2::<Y>(y, y_at + i, more, again, wide);
+                let again = modulated::<T, W, N>(v * Vector::new(r), table, w_at + i, d, adaptive, lanes);
+                store::<Y, W, N>(y, y_at + i, again, lanes);
             }
-            i += comptime!(2 * layout.team);
+            i += comptime!(layout.team * lanes.count);
         }
         if comptime!(parts.rstd) {
             if unit == 0 {

@@ -15,14 +15,12 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::pair::{Pair, is_wide, load2, storage, store2};
+use super::lanes::{Lanes, load, store};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, DType, Gpu, Tensor};
 
 /// Base of the wavelengths.
 pub const BASE: f64 = 10_000.0;
-/// Units of a workgroup.
-const UNITS: usize = 64;
 
 /// Number and size of heads in fused rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,13 +121,12 @@ fn run(
     assert_eq!(width, heads.fused());
     let kv = cache.map_or(rows, |c| c.kv);
     let lines = cache.map_or(positions, |c| c.lines);
-    let wide = is_wide(gpu, heads.dim / 2, &[rows, &table.lines, kv]) && heads.dim.is_multiple_of(4);
-    let types = [storage(rows, wide), storage(kv, wide), storage(&table.lines, wide)];
-    // A unit turns two pairs, or moves two pairs of v.
-    let per_head = heads.dim.div_ceil(4);
+    let tensors = [rows, kv, &table.lines];
+    let lanes = Lanes::pick(gpu, &[heads.dim / 2], &tensors);
     // Without a cache v stays where it is.
     let touched = heads.q + heads.kv * if cache.is_some() { 2 } else { 1 };
-    let count = gpu.cubes(m * touched * per_head, UNITS);
+    // A unit turns a vector of each half of a head, or moves them.
+    let (count, dim) = lanes.grid(gpu, m * touched * heads.dim / 2);
     let moved = 2 * rows.bytes();
     let name = if backward { "rope_backward" } else { "rope" };
     let form = Form {
@@ -142,9 +139,9 @@ fn run(
         Cost::moving(name, moved),
         rope_kernel,
         count,
-        CubeDim::new_1d(UNITS as u32),
+        dim,
         [rows, &table.lines, positions, kv, lines],
-        (m, form, wide, types),
+        (m, form, lanes, lanes.types(tensors), lanes.sizes()),
     );
 }
 
@@ -155,60 +152,52 @@ struct Form {
     backward: bool,
 }
 
-/// A pair of the row, or of the cache where `cached` (never in a forward pass).
+/// A vector of the row, or, in backward passes, of the cache for what lies there.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn fetch<X: Numeric, C: Numeric>(
-    rows: &View<X>,
-    kv: &View<C>,
+fn fetch<X: Numeric, C: Numeric, W: Size, N: Size>(
+    rows: &View<Vector<X, W>>,
+    kv: &View<Vector<C, W>>,
     at: usize,
     kv_at: usize,
-    cached: bool,
-    more: bool,
+    outside: bool,
     #[comptime] backward: bool,
-    #[comptime] wide: bool,
-) -> Pair {
-    let mut pair = Pair { a: 0.0, b: 0.0 };
+    #[comptime] lanes: Lanes,
+) -> Vector<f32, N> {
     if comptime!(backward) {
-        if cached {
-            let p = load2::<C>(kv, kv_at, more, wide);
-            pair.a = p.a;
-            pair.b = p.b;
+        if outside {
+            load::<C, W, N>(kv, kv_at, lanes)
         } else {
-            let p = load2::<X>(rows, at, more, wide);
-            pair.a = p.a;
-            pair.b = p.b;
+            load::<X, W, N>(rows, at, lanes)
         }
     } else {
-        let p = load2::<X>(rows, at, more, wide);
-        pair.a = p.a;
-        pair.b = p.b;
+        load::<X, W, N>(rows, at, lanes)
     }
-    pair
 }
 
 #[cube(launch_unchecked)]
-fn rope_kernel<X: Numeric, C: Numeric, T: Numeric>(
-    rows: &mut View<X>,
-    table: &View<T>,
+#[allow(clippy::too_many_arguments)]
+fn rope_kernel<X: Numeric, C: Numeric, T: Numeric, W: Size, N: Size>(
+    rows: &mut View<Vector<X, W>>,
+    table: &View<Vector<T, W>>,
     positions: &View<u32>,
-    kv: &mut View<C>,
+    kv: &mut View<Vector<C, W>>,
     lines: &View<u32>,
     m: usize,
     #[comptime] form: Form,
-    #[comptime] wide: bool,
+    #[comptime] lanes: Lanes,
     #[define(X, C, T)] _types: [StorageType; 3],
+    #[define(W, N)] _sizes: [usize; 2],
 ) {
     let heads = comptime!(form.heads);
     let half = comptime!(heads.dim / 2);
-    let per_head = comptime!(heads.dim.div_ceil(4));
+    let per_head = comptime!(half / lanes.count);
     let per_row = comptime!((heads.q + heads.kv * if form.cached { 2 } else { 1 }) * per_head);
     let row = ABSOLUTE_POS / per_row;
     let slot = ABSOLUTE_POS % per_row;
     let head = slot / per_head;
-    let i = slot % per_head * 2;
+    let i = slot % per_head * lanes.count;
     if row < m {
-        let more = i + 1 < half;
         let at = rows.start() + row * comptime!(heads.fused()) + head * heads.dim + i;
         let is_q = head < heads.q;
         let is_v = head >= comptime!(heads.q + heads.kv);
@@ -221,37 +210,26 @@ fn rope_kernel<X: Numeric, C: Numeric, T: Numeric>(
             }
         }
         let outside = !is_q && comptime!(form.cached);
-        let read = outside && comptime!(form.backward);
-        let mut first = fetch::<X, C>(rows, kv, at, kv_at, read, more, form.backward, wide);
-        let mut second = fetch::<X, C>(rows, kv, at + half, kv_at + half, read, more, form.backward, wide);
+        let mut first = fetch::<X, C, W, N>(rows, kv, at, kv_at, outside, form.backward, lanes);
+        let mut second = fetch::<X, C, W, N>(rows, kv, at + half, kv_at + half, outside, form.backward, lanes);
         if !is_v {
             let line = table.start() + positions.get(row) as usize * heads.dim + i;
-            let cos = load2::<T>(table, line, more, wide);
-            let mut sin = load2::<T>(table, line + half, more, wide);
+            let cos = load::<T, W, N>(table, line, lanes);
+            let mut sin = load::<T, W, N>(table, line + half, lanes);
             if comptime!(form.backward) {
-                sin.a = -sin.a;
-                sin.b = -sin.b;
+                // Not `-sin`: CUDA has no negation of vectors.
+                sin *= Vector::new(-1.0);
             }
-            let turned = Pair {
-                a: first.a * cos.a - second.a * sin.a,
-                b: first.b * cos.b - second.b * sin.b,
-            };
-            second.a = second.a * cos.a + first.a * sin.a;
-            second.b = second.b * cos.b + first.b * sin.b;
-            first.a = turned.a;
-            first.b = turned.b;
+            let turned = first * cos - second * sin;
+            second = second * cos + first * sin;
+            first = turned;
         }
-        if comptime!(form.cached && !form.backward) {
-            if outside {
-                store2::<C>(kv, kv_at, more, first, wide);
-                store2::<C>(kv, kv_at + half, more, second, wide);
-            } else {
-                store2::<X>(rows, at, more, first, wide);
-                store2::<X>(rows, at + half, more, second, wide);
-            }
+        if outside && comptime!(!form.backward) {
+            store::<C, W, N>(kv, kv_at, first, lanes);
+            store::<C, W, N>(kv, kv_at + half, second, lanes);
         } else {
-            store2::<X>(rows, at, more, first, wide);
-            store2::<X>(rows, at + half, more, second, wide);
+            store::<X, W, N>(rows, at, first, lanes);
+            store::<X, W, N>(rows, at + half, second, lanes);
         }
     }
 }

@@ -21,8 +21,9 @@ pub const TEMPERATURE: usize = 2;
 
 /// One group: weights and what the optimizer keeps for them.
 pub struct Group {
+    /// In f32, or in halves of which the high one is what the step computes with.
     pub weights: ParamStore,
-    /// Weights in the type the step computes in, where that is not f32.
+    /// Weights in the type the step computes in, where `weights` do not hold them.
     pub compute: Option<ParamStore>,
     pub grads: ParamStore,
     pub m: ParamStore,
@@ -75,9 +76,15 @@ impl Learner {
         let place = |table: ParamTable| Arc::new(Placement::new(Arc::new(table), caps, |u| learns(u.room)));
         let group = |placement: Arc<Placement>, dtype: DType, optimizer: Optimizer, average: Option<Scope>| {
             let zeros = |scope| ParamStore::zeros(gpu, placement.clone(), DType::F32, scope);
+            let halves = dtype == DType::Bf16 && caps.u16;
+            let copies = dtype != DType::F32 && !halves;
             Group {
-                weights: zeros(Scope::All),
-                compute: (dtype != DType::F32).then(|| ParamStore::new(gpu, placement.clone(), dtype, Scope::All)),
+                weights: if halves {
+                    ParamStore::halves(gpu, placement.clone())
+                } else {
+                    zeros(Scope::All)
+                },
+                compute: copies.then(|| ParamStore::new(gpu, placement.clone(), dtype, Scope::All)),
                 grads: zeros(Scope::Learning),
                 m: zeros(Scope::Learning),
                 v: optimizer.second_moment().then(|| zeros(Scope::Learning)),

@@ -2,7 +2,7 @@
 
 use super::learner::{CRITIC, Group, Learner, PI0, TEMPERATURE};
 use super::metrics::{Metrics, Slot};
-use crate::model::params::Room;
+use crate::model::params::{ParamStore, Room};
 use crate::ops::optimizers::{Flat, Optimizer, Update};
 use crate::ops::reduce;
 
@@ -59,6 +59,7 @@ pub fn update(learner: &Learner, metrics: &Metrics, step: u64, rates: Rates) {
     if let (Some(temperature), Some(c), true) = (&learner.temperature, &config.temperature, pi0) {
         let flat = Flat {
             p: &temperature.log_alpha,
+            low: None,
             g: &temperature.grad,
             m: &temperature.m,
             v: c.group.optimizer.second_moment().then_some(&temperature.v),
@@ -95,10 +96,12 @@ pub fn weight_norms(learner: &Learner, metrics: &Metrics) {
 fn apply(learner: &Learner, group: &Group, index: usize, optimizer: Optimizer, update: Update) {
     let gpu = &learner.gpu;
     for s in group.grads.placement().segments(gpu.caps()) {
-        let part = |store: &crate::model::params::ParamStore| store.segment(s);
+        let weights = group.weights.segment(s);
+        let part = |store: &ParamStore| store.segment(s).high;
         let [v, average, compute] = [&group.v, &group.average, &group.compute].map(|store| store.as_ref().map(part));
         let flat = Flat {
-            p: &part(&group.weights),
+            p: &weights.high,
+            low: weights.low.as_ref(),
             g: &part(&group.grads),
             m: &part(&group.m),
             v: v.as_ref(),

@@ -9,6 +9,7 @@ use crate::gpu::{Caps, Gpu, Record};
 use crate::model::layout::ObservationMasks;
 use crate::ops::augmentations::{self, Drawn};
 use crate::ops::image::Jitter;
+use crate::step::learner::Learner;
 use crate::step::metrics::Metrics;
 use crate::step::optimizer::{self, Rates};
 use crate::step::{MicroBatch, Noise, Observations, Pictures, Totals, schedule};
@@ -67,15 +68,7 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
     let recorded = |chain: usize| -> Result<Record> {
         metrics.clear(&gpu);
         gpu.take_record();
-        for _ in 0..config.accumulation() {
-            schedule::micro_batch(&learner, &metrics, &fullest(config, tokens, chain), true);
-        }
-        let rates = Rates {
-            pi0: 0.0,
-            critic: 0.0,
-            temperature: 0.0,
-        };
-        optimizer::update(&learner, &metrics, 0, rates);
+        launch_all(config, &learner, &metrics, tokens, chain);
         gpu.check()?;
         Ok(gpu.take_record())
     };
@@ -114,6 +107,32 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
         activation_pages: scratch.pages,
         record,
     })
+}
+
+/// Launches one optimizer step of `config` on `gpu`, of batches in which nothing can be left out, with prompts of
+/// `prompt_tokens`: for devices that count or lower what they are given. Weights are not filled.
+///
+/// # Errors
+/// Storage types that the device lacks, and whatever it refused.
+pub fn step(gpu: &Gpu, config: &Config, prompt_tokens: usize) -> Result<()> {
+    let learner = setup::learner(gpu, config)?;
+    let metrics = Metrics::new(&learner, config.batch_size);
+    let tokens = prompt_tokens.min(learner.dims.max_token_len);
+    metrics.clear(gpu);
+    launch_all(config, &learner, &metrics, tokens, config.acrlpd.chain_batches);
+    Ok(gpu.sync()?)
+}
+
+fn launch_all(config: &Config, learner: &Learner, metrics: &Metrics, tokens: usize, chain: usize) {
+    for _ in 0..config.accumulation() {
+        schedule::micro_batch(learner, metrics, &fullest(config, tokens, chain), true);
+    }
+    let rates = Rates {
+        pi0: 0.0,
+        critic: 0.0,
+        temperature: 0.0,
+    };
+    optimizer::update(learner, metrics, 0, rates);
 }
 
 /// A micro-batch of chains of `chain` chunks in which nothing else can be left out.

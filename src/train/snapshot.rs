@@ -10,6 +10,7 @@ use crate::gpu::{Gpu, Tensor};
 use crate::model::dims::Pi0Dims;
 use crate::model::params::{ParamStore, ParamTensor};
 use crate::model::tables;
+use crate::ops::split::Values;
 use crate::step::Learner;
 use crate::step::learner::Temperature;
 
@@ -225,9 +226,9 @@ fn write_store(gpu: &Gpu, draft: &Background, section: &str, store: &ParamStore)
     Ok(())
 }
 
-fn write_tensor(gpu: &Gpu, draft: &Background, name: &str, ranges: &[Tensor]) -> Result<()> {
+fn write_tensor(gpu: &Gpu, draft: &Background, name: &str, ranges: &[Values]) -> Result<()> {
     for range in ranges {
-        draft.values(name, gpu.read_f32(range)?);
+        draft.values(name, range.read(gpu)?);
     }
     Ok(())
 }
