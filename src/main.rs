@@ -120,6 +120,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => commands::completions::completions(&args),
         Command::Man(args) => commands::completions::man(&args),
     };
+    acrlpd::gpu::keep_kernels();
     match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

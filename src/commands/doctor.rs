@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use acrlpd::gpu::{DType, Gpu, adapters};
+use acrlpd::gpu::{DType, Gpu, adapters, cuda_status};
 use acrlpd::verify;
 
 use super::flags::DeviceFlag;
@@ -28,8 +28,9 @@ pub fn run(args: &Args) -> Outcome {
         t.add_row([a.device, a.name, a.driver, kind.into()]);
     }
     println!("{t}");
+    cuda();
 
-    let gpu = Gpu::open(args.device.device)?;
+    let gpu = Gpu::open(args.device.choice())?;
     let caps = gpu.caps();
     let types = [DType::F32, DType::F16, DType::Bf16];
     let stored: Vec<&str> = types.iter().filter(|d| caps.stores(**d)).map(|d| d.name()).collect();
@@ -53,4 +54,28 @@ pub fn run(args: &Args) -> Outcome {
     let report = verify::run(&gpu, &folder.path().join("ops"), &|_| true)?;
     super::verify::print(&report, true);
     Ok(if report.passed() { 0 } else { FAILED })
+}
+
+/// What there is of CUDA, and why it is not used.
+fn cuda() {
+    let status = cuda_status();
+    let found = |what: Option<String>| what.unwrap_or("not found".into());
+    println!(
+        "\nCUDA       driver {}, NVRTC {}, headers {}",
+        found(status.driver.map(|v| format!("for CUDA {v}"))),
+        found(status.nvrtc.map(|v| v.to_string())),
+        found(status.headers.map(|h| h.display().to_string()))
+    );
+    for (i, device) in status.devices.iter().enumerate() {
+        println!(
+            "cuda:{i:<5} {}, compute capability {}, {}",
+            device.name,
+            device.capability,
+            bytes(device.memory_bytes)
+        );
+    }
+    let problems = status.devices.iter().filter_map(|d| d.problem.as_ref());
+    for problem in status.problem.iter().chain(problems) {
+        println!("not used   {problem}");
+    }
 }

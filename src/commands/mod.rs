@@ -1,6 +1,7 @@
 //! One file a sub-command. They read flags, call the library and print; nothing is computed here.
 
 pub mod bench;
+mod bench_kernels;
 mod bench_loader;
 pub mod checkpoint;
 pub mod completions;
@@ -21,6 +22,7 @@ pub mod verify;
 
 use std::io::{ErrorKind, Write};
 
+use acrlpd::bench::ResultsError;
 use acrlpd::checkpoint::CheckpointError;
 use acrlpd::config::ConfigError;
 use acrlpd::data::DataError;
@@ -74,6 +76,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
             return if matches!(e, VerifyError::Gpu(_)) { 4 } else { 3 };
         }
         if let Some(e) = cause.downcast_ref::<ReportError>() {
+            return e.exit_code();
+        }
+        if let Some(e) = cause.downcast_ref::<ResultsError>() {
             return e.exit_code();
         }
         if cause.is::<GpuError>() {

@@ -56,7 +56,7 @@ impl PolicyFlags {
         if let Some(ema) = &ema {
             snapshot::check(&config.pi0_dims(), ema)?;
         }
-        let gpu = Gpu::open(self.device.device)?;
+        let gpu = Gpu::open(self.device.choice())?;
         let learner = setup::learner(&gpu, &config)?;
         snapshot::restore(&learner, &saved)?;
         if let Some(ema) = &ema {

@@ -97,7 +97,7 @@ pub fn run(args: Args, started: Instant) -> Outcome {
         config,
         exp_name: args.exp_name,
         start,
-        device: args.device.device,
+        device: args.device.choice(),
         memory_fraction,
         dry_run: args.dry_run,
         watch: args.debug,

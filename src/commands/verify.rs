@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use acrlpd::gpu::Gpu;
+use acrlpd::gpu::{DType, Gpu};
 use acrlpd::train::dump;
 use acrlpd::verify::{self, Kind, Report};
 
-use super::flags::DeviceFlag;
+use super::flags::{DeviceFlag, storage};
 use super::table::table;
 use super::{FAILED, Outcome};
 
@@ -18,6 +18,9 @@ pub struct Args {
     paths: Vec<PathBuf>,
     #[command(flatten)]
     device: DeviceFlag,
+    /// How the model's activations and computing weights are stored: float32, bfloat16 or float16 (f32, bf16, f16).
+    #[arg(long, default_value = "float32", value_name = "TYPE", value_parser = storage)]
+    dtype: DType,
     /// Check only tensors whose name contains this.
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
@@ -42,9 +45,9 @@ pub fn run(args: &Args) -> Outcome {
         groups.extend(found.groups);
         skipped.extend(found.skipped);
     }
-    let gpu = Gpu::open(args.device.device)?;
+    let gpu = Gpu::open(args.device.choice())?;
     if !args.json {
-        println!("device {}", gpu.caps().name);
+        println!("device {}, {}", gpu.caps().name, args.dtype.name());
     }
     let wanted = |name: &str| args.only.as_ref().is_none_or(|pattern| name.contains(pattern.as_str()));
     let mut reports = Vec::new();
@@ -55,7 +58,7 @@ pub fn run(args: &Args) -> Outcome {
             finite &= replay(&gpu, group, args.json)?;
             continue;
         }
-        let report = verify::run(&gpu, group, &wanted)?;
+        let report = verify::run_as(&gpu, group, args.dtype, &wanted)?;
         let empty = report.rows.is_empty() && report.unknown.is_empty() && args.only.is_some();
         if empty {
             continue;
@@ -116,22 +119,39 @@ fn count(reports: &[Report]) -> (usize, usize) {
 
 /// The table of a group.
 pub fn print(report: &Report, brief: bool) {
-    let mut t = table(&["tensor", "kind", "elements", "error", "tolerance", ""], 2);
+    let half = report.rows.iter().any(|r| r.cosine.is_some());
+    let mut columns = vec!["tensor", "kind", "elements", "error", "tolerance"];
+    if half {
+        columns.extend(["cosine", "least"]);
+    }
+    columns.push("");
+    let mut t = table(&columns, 2);
     let worst = report.worst().map(|r| r.tensor.clone());
     for row in &report.rows {
         if !brief || !row.passed || worst.as_ref() == Some(&row.tensor) {
-            t.add_row([
+            let mut cells = vec![
                 row.tensor.clone(),
                 kind(row.kind).to_owned(),
                 row.elements.to_string(),
                 format!("{:.1e}", row.error),
                 format!("{:.1e}", row.tolerance),
-                if row.passed { "ok".into() } else { "FAILED".to_string() },
-            ]);
+            ];
+            if half {
+                cells.extend(match row.cosine {
+                    Some(c) => [format!("{:.6}", c.value), c.least.to_string()],
+                    None => [String::new(), String::new()],
+                });
+            }
+            cells.push(if row.passed { "ok" } else { "FAILED" }.into());
+            t.add_row(cells);
         }
     }
     for name in &report.unknown {
-        t.add_row([name.as_str(), "unknown", "", "", "", "FAILED"]);
+        let mut cells = vec![String::new(); columns.len()];
+        cells[0].clone_from(name);
+        cells[1] = "unknown".into();
+        cells[columns.len() - 1] = "FAILED".into();
+        t.add_row(cells);
     }
     let passed = report.rows.iter().filter(|r| r.passed).count();
     println!(
@@ -146,7 +166,7 @@ fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Forward => "forward",
         Kind::Gradient => "gradient",
-        Kind::Zero(_) => "zero",
+        Kind::Zero { .. } => "zero",
         Kind::Update { .. } => "update",
         Kind::Absolute(_) => "absolute",
         Kind::Exact => "exact",

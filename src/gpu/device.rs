@@ -1,7 +1,7 @@
 //! Which device to use, and opening it without a panic.
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use cubecl::prelude::{ComputeClient, Runtime};
 use cubecl_common::config::RuntimeConfig;
@@ -9,18 +9,22 @@ use cubecl_common::future::block_on;
 use cubecl_common::stream_id::StreamId;
 use cubecl_cuda::{CudaDevice, CudaRuntime};
 use cubecl_runtime::config::CubeClRuntimeConfig;
+use cubecl_runtime::config::cache::CacheConfig;
 use cubecl_runtime::memory_management::MemoryAllocationMode;
 use cubecl_runtime::server::Handle;
 use cubecl_wgpu::{RuntimeOptions, WgpuRuntime, WgpuSetup, init_device};
 use wgpu::DeviceType;
 
+use super::cuda_status::{self, CudaDeviceInfo, CudaStatus, Version, cuda_status};
 use super::fault::Fault;
+use super::kernel_cache::{self, Identity, KernelCache};
 use super::{Api, Backend, Caps, Gpu, GpuError, Result};
 
 /// All clients use this one stream: work from any thread runs in the order it was issued.
-const STREAM: StreamId = StreamId { value: 0 };
+pub(super) const STREAM: StreamId = StreamId { value: 0 };
 
-/// What `--device` may say: `auto`, or an API with an optional index (`cuda:1`, `vulkan:0`).
+/// What `--device` may say: `auto`, an API with an optional index (`cuda:1`, `vulkan:0`), or a CUDA device emulated on the
+/// CPU with its compute capability (`emulated:90`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
     /// CUDA if it is usable, else the best wgpu adapter, else software Vulkan.
@@ -30,6 +34,8 @@ pub enum DeviceChoice {
     Cuda(usize),
     /// The `n`-th adapter of a wgpu API, best first.
     Wgpu(Api, usize),
+    /// CUDA's kernels of this compute capability, on the CPU.
+    Emulated(u32),
 }
 
 impl FromStr for DeviceChoice {
@@ -46,8 +52,10 @@ impl FromStr for DeviceChoice {
             "vulkan" => Ok(DeviceChoice::Wgpu(Api::Vulkan, index)),
             "metal" => Ok(DeviceChoice::Wgpu(Api::Metal, index)),
             "dx12" => Ok(DeviceChoice::Wgpu(Api::Dx12, index)),
+            "emulated" if text.contains(':') => Ok(DeviceChoice::Emulated(index as u32)),
+            "emulated" => Ok(DeviceChoice::Emulated(90)),
             _ => Err(format!(
-                "`{text}` is not a device; use auto, cuda, vulkan, metal or dx12, e.g. vulkan:0"
+                "`{text}` is not a device; use auto, cuda, vulkan, metal, dx12 or emulated, e.g. vulkan:0"
             )),
         }
     }
@@ -66,11 +74,17 @@ pub struct AdapterInfo {
 /// Every adapter that could be opened, in the order `auto` would try them.
 pub fn adapters() -> Vec<AdapterInfo> {
     let mut list = Vec::new();
-    if let Ok(names) = cuda_devices() {
-        list.extend(names.into_iter().enumerate().map(|(i, name)| AdapterInfo {
+    if let Ok(status) = cuda_devices() {
+        let driver = status.driver.map_or("CUDA".into(), |v| format!("CUDA {v}"));
+        let usable = status
+            .devices
+            .into_iter()
+            .enumerate()
+            .filter(|(_, d)| d.problem.is_none());
+        list.extend(usable.map(|(i, device)| AdapterInfo {
             device: format!("cuda:{i}"),
-            name,
-            driver: "CUDA".into(),
+            name: device.name,
+            driver: driver.clone(),
             software: false,
         }));
     }
@@ -95,9 +109,18 @@ impl Gpu {
         match choice {
             DeviceChoice::Cuda(index) => open_cuda(index),
             DeviceChoice::Wgpu(api, index) => open_wgpu(api, index),
+            DeviceChoice::Emulated(arch) => Gpu::emulated_cuda(arch),
             DeviceChoice::Auto => {
-                if cuda_devices().is_ok_and(|d| !d.is_empty()) {
-                    return open_cuda(0);
+                match cuda_devices() {
+                    Ok(status) => match status.devices.iter().position(|d| d.problem.is_none()) {
+                        Some(index) => return open_cuda(index),
+                        None => status
+                            .devices
+                            .iter()
+                            .filter_map(|d| d.problem.as_ref())
+                            .for_each(unused),
+                    },
+                    Err(problem) => unused(&problem),
                 }
                 let best = [Api::Metal, Api::Dx12, Api::Vulkan]
                     .into_iter()
@@ -112,9 +135,17 @@ impl Gpu {
     }
 }
 
+/// Tells that a machine with the NVIDIA driver is about to use something else.
+fn unused(problem: &GpuError) {
+    // SAFETY: this only tries to load the library.
+    if unsafe { cudarc::driver::sys::is_culib_present() } {
+        tracing::warn!("{problem}; looking for another device");
+    }
+}
+
 /// Keeps cubecl from reading `cubecl.toml` or `burn.toml` of the working directory and its parents: what it finds there
 /// may switch on caches of compiled kernels, whose keys do not depend on the kernels' sources. A configuration that the
-/// program has set before is left alone.
+/// program has set before is left alone. Our own cache is behind one whose keys do ([`kernel_cache`]).
 pub(super) fn own_config() {
     let mut config = CubeClRuntimeConfig::storage().lock();
     if config.is_none() {
@@ -215,19 +246,37 @@ fn open_wgpu(api: Api, index: usize) -> Result<Gpu> {
         });
     }));
 
+    let (sink, name) = (fault.clone(), info.name.clone());
+    device.set_device_lost_callback(move |reason, why| {
+        // The end of the program destroys the device, which is no loss.
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            sink.set(GpuError::Launch {
+                device: name.clone(),
+                why: format!("device lost: {why}"),
+            });
+        }
+    });
+
     let (limits, features) = (device.limits(), device.features());
     let caps = Caps {
         name: info.name.clone(),
         api,
         software,
-        plane: (info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size > 0)
+        // Drivers report a size even where shaders may not use subgroups.
+        plane: (features.contains(wgpu::Features::SUBGROUP)
+            && info.subgroup_min_size == info.subgroup_max_size
+            && info.subgroup_min_size > 0)
             .then_some(info.subgroup_min_size),
         wide_loads: features.contains(wgpu::Features::SHADER_INT64),
+        lanes: if software { 2 } else { 4 },
+        u16: false,
         f16: features.contains(wgpu::Features::SHADER_F16),
         bf16: false,
         max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
         max_page_bytes: limits.max_buffer_size,
         memory_bytes: None,
+        cuda_arch: None,
+        multiprocessors: None,
         max_units: limits.max_compute_invocations_per_workgroup,
         max_shared_bytes: limits.max_compute_workgroup_storage_size,
         max_cubes: [limits.max_compute_workgroups_per_dimension; 3],
@@ -257,55 +306,32 @@ fn wgpu_backend(api: Api) -> wgpu::Backend {
     }
 }
 
-/// Names of the CUDA devices, or why CUDA cannot be used. Loads the driver, creates no context.
-fn cuda_devices() -> Result<Vec<String>> {
-    let unavailable = |why: &str, fix: &str| GpuError::Unavailable {
-        device: "cuda".into(),
-        why: why.into(),
-        fix: fix.into(),
-    };
-    // SAFETY: these only try to load the shared libraries. cudarc's own calls panic where they are missing.
-    let (driver, nvrtc) = unsafe {
-        (
-            cudarc::driver::sys::is_culib_present(),
-            cudarc::nvrtc::sys::is_culib_present(),
-        )
-    };
-    if !driver {
-        return Err(unavailable(
-            "libcuda was not found",
-            "install the NVIDIA driver or use --device vulkan",
-        ));
-    }
-    if !nvrtc {
-        let fix = "install the CUDA toolkit (libnvrtc) or use --device vulkan";
-        return Err(unavailable("libnvrtc, which compiles the kernels, was not found", fix));
-    }
-    let toolkit = std::env::var_os("CUDA_PATH").map(std::path::PathBuf::from);
-    if !toolkit.is_some_and(|p| p.is_dir()) && !std::path::Path::new("/usr/local/cuda").is_dir() {
-        let fix = "set CUDA_PATH to the toolkit (it must contain include/cuda_runtime.h)";
-        return Err(unavailable("the CUDA headers were not found", fix));
-    }
-    let driver_error = |e: cudarc::driver::DriverError| unavailable(&e.to_string(), "check the driver with nvidia-smi");
-    cudarc::driver::result::init().map_err(driver_error)?;
-    let count = cudarc::driver::result::device::get_count().map_err(driver_error)?;
-    (0..count)
-        .map(|i| cudarc::driver::result::device::get(i).and_then(cudarc::driver::result::device::get_name))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(driver_error)
+/// The CUDA devices, or why CUDA cannot be used. Loads the driver, creates no context.
+fn cuda_devices() -> Result<CudaStatus> {
+    let mut status = cuda_status();
+    status.problem.take().map_or(Ok(status), Err)
 }
 
 fn open_cuda(index: usize) -> Result<Gpu> {
-    let names = cuda_devices()?;
-    let Some(name) = names.get(index).cloned() else {
+    let status = cuda_devices()?;
+    let Some(device) = status.devices.get(index) else {
         return Err(GpuError::Unavailable {
             device: format!("cuda:{index}"),
-            why: format!("there are {} CUDA devices", names.len()),
+            why: format!("there are {} CUDA devices", status.devices.len()),
             fix: "see `acrlpd doctor` for the devices of this machine".into(),
         });
     };
+    if let Some(problem) = device.problem.clone() {
+        return Err(problem);
+    }
+    let name = device.name.clone();
     let fault = Fault::default();
-    let mut client = CudaRuntime::client(&CudaDevice { index });
+    let cache = kernel_cache::of_device(index, || identity(&status, device));
+    // Kernels in the cache were compiled by this compiler and taken by this driver.
+    if !cache.as_ref().is_some_and(|c| c.was_filled()) {
+        cuda_status::try_out(index, device)?;
+    }
+    let mut client = cuda_client(index, cache.as_deref())?;
     // SAFETY: the stream is set once, before any work.
     unsafe { client.set_stream(STREAM) };
     claim(&client, &fault, &name)?;
@@ -317,6 +343,8 @@ fn open_cuda(index: usize) -> Result<Gpu> {
         api: Api::Cuda,
         plane: Some(hardware.plane_size_max),
         memory_bytes: Some(memory),
+        cuda_arch: Some(device.number()),
+        multiprocessors: hardware.num_streaming_multiprocessors,
         max_units: hardware.max_units_per_cube,
         max_shared_bytes: hardware.max_shared_memory_size as u32,
         max_cubes: [
@@ -328,6 +356,57 @@ fn open_cuda(index: usize) -> Result<Gpu> {
         ..Caps::planning()
     };
     Ok(Gpu::new(Backend::Cuda(client), caps, fault))
+}
+
+/// Everything that a kernel's code on this device follows from.
+fn identity(status: &CudaStatus, device: &CudaDeviceInfo) -> crate::files::Result<Identity> {
+    let version = |v: Option<Version>| v.map_or(String::new(), |v| v.to_string());
+    let mut identity = Identity::of_program()?
+        .with("driver", version(status.driver))
+        .with("nvrtc", version(status.nvrtc))
+        .with("nvrtc library", nvrtc_library())
+        .with("device", &device.name)
+        .with("architecture", device.arch());
+    if let Some(folder) = &status.headers {
+        for header in cuda_status::HEADERS.iter().chain(&["cuda_runtime_api.h"]) {
+            let path = folder.join(header);
+            if path.is_file() {
+                identity = identity.with_content(header, &path)?;
+            }
+        }
+    }
+    Ok(identity)
+}
+
+/// Which file NVRTC was loaded from, with its size and time: its version does not tell updates apart.
+fn nvrtc_library() -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let path = maps.lines().filter_map(|l| l.find('/').map(|at| &l[at..]));
+    let path = path.into_iter().find(|p| p.contains("libnvrtc.so")).unwrap_or_default();
+    let meta = std::fs::metadata(path).ok();
+    let time = meta.as_ref().and_then(|m| m.modified().ok());
+    format!("{path} {:?} {time:?}", meta.map(|m| m.len()))
+}
+
+/// cubecl's client of a CUDA device, which reads and fills `cache`.
+fn cuda_client(index: usize, cache: Option<&KernelCache>) -> Result<ComputeClient<CudaRuntime>> {
+    // Another device must not be opened with this one's cache, nor with another's guard.
+    static OPENING: Mutex<()> = Mutex::new(());
+    let _one = OPENING.lock().unwrap_or_else(|e| e.into_inner());
+    let before = CubeClRuntimeConfig::get();
+    if let Some(cache) = cache.filter(|_| before.compilation.cache.is_none()) {
+        let mut config = (*before).clone();
+        config.compilation.cache = Some(CacheConfig::File(cache.root().to_owned()));
+        *CubeClRuntimeConfig::storage().lock() = Some(Arc::new(config));
+    }
+    let client = super::fault::guarded(|| CudaRuntime::client(&CudaDevice { index }));
+    *CubeClRuntimeConfig::storage().lock() = Some(before);
+    client.map_err(|why| {
+        super::fault::explained(GpuError::DeviceThread {
+            device: format!("cuda:{index}"),
+            why,
+        })
+    })
 }
 
 /// Marks the thread that feeds this device, so that a panic on it becomes an error.
@@ -346,8 +425,8 @@ pub(super) fn page(backend: &Backend, bytes: u64) -> Result<Option<Handle>> {
     match backend {
         Backend::Wgpu(c) => persistent(c, bytes).map(Some),
         Backend::Cuda(c) => persistent(c, bytes).map(Some),
-        // The dry server never touches memory: any handle will do.
-        Backend::Dry(c) => Ok(Some(c.empty(bytes as usize))),
+        Backend::Dry(c) => persistent(c, bytes).map(Some),
+        Backend::DryWgpu(c) => persistent(c, bytes).map(Some),
         Backend::Null => Ok(None),
     }
 }

@@ -52,6 +52,9 @@ pub enum GpuError {
     /// A kernel did not compile, or the driver refused a launch.
     #[error("{device} failed while running the step: {why}")]
     Launch { device: String, why: String },
+    /// The device, its driver or its compiler failed for a reason that is known.
+    #[error("{device} failed: {why}; {fix}")]
+    Failed { device: String, why: String, fix: String },
     /// The thread that feeds the device panicked; its work was dropped.
     #[error("the device thread of {device} stopped: {why}")]
     DeviceThread { device: String, why: String },

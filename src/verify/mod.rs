@@ -16,6 +16,7 @@ mod inputs;
 mod ops;
 mod policy;
 mod published;
+mod replay;
 mod training;
 mod trajectory;
 
@@ -23,9 +24,9 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::gpu::{Gpu, GpuError};
+use crate::gpu::{DType, Gpu, GpuError};
 
-pub use compare::{Kind, Report, Row};
+pub use compare::{Cosine, Kind, Report, Row};
 pub use find::Found;
 pub use fixture::{Array, Fixture, Values};
 pub use group::TrainingGroup;
@@ -54,16 +55,31 @@ pub fn find(path: &Path) -> Result<Found> {
     find::find(path)
 }
 
-/// Checks one group; `wanted` picks rows (by `op/tensor` or `tensor`).
+/// Checks one group in f32; `wanted` picks rows (by `op/tensor` or `tensor`).
 pub fn run(gpu: &Gpu, group: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Report> {
+    run_as(gpu, group, DType::F32, wanted)
+}
+
+/// Checks one group with the model (activations, and the weights that compute) stored as `dtype`: f32, f16 or bf16. What
+/// is f32 in every model (losses, critics, optimizer, data) is held to the rules of f32.
+pub fn run_as(gpu: &Gpu, group: &Path, dtype: DType, wanted: &dyn Fn(&str) -> bool) -> Result<Report> {
+    if !gpu.caps().stores(dtype) {
+        return Err(VerifyError::Gpu(GpuError::Dtype {
+            op: "verify",
+            dtype: dtype.name(),
+            device: gpu.caps().name.clone(),
+        }));
+    }
     let fixture = Fixture::open(group)?;
-    let mut report = Report::new(&fixture.name);
+    let mut report = Report::new(&fixture.name, dtype);
     let has = |key: &str| fixture.json.get(key).is_some();
     match () {
-        () if has("ops") => ops::run(gpu, &fixture, wanted, &mut report)?,
-        () if has("groups") => data_ops::run(gpu, &fixture, wanted, &mut report)?,
-        () if has("dims") && has("hyper") => training::run(gpu, fixture, wanted, &mut report)?,
-        () if has("dims") => policy::run(gpu, &fixture, wanted, &mut report)?,
+        () if has("ops") => ops::run(gpu, &fixture, dtype, wanted, &mut report)?,
+        () if has("groups") => {
+            report.with_storage(DType::F32, |report| data_ops::run(gpu, &fixture, wanted, report))?
+        }
+        () if has("dims") && has("hyper") => training::run(gpu, fixture, dtype, wanted, &mut report)?,
+        () if has("dims") => policy::run(gpu, &fixture, dtype, wanted, &mut report)?,
         () if published::is_table(&fixture.json) => published::run(&fixture, wanted, &mut report)?,
         () => {
             return Err(VerifyError::Format {

@@ -4,7 +4,7 @@ use super::compare::Kind;
 use super::group::TrainingGroup;
 use super::policy::gradient_kind;
 use super::{Fixture, Report, Result, after_colon, inputs, trajectory};
-use crate::gpu::{Gpu, Tensor};
+use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::params::ParamStore;
 use crate::ops::ensemble::Aggregate;
 use crate::ops::td::TdLoss;
@@ -15,11 +15,18 @@ use crate::step::metrics::{Metrics, Slot, Values};
 use crate::step::schedule::{Outcome, micro_batch};
 
 /// Checks a training group: `weights:`, `critic:`, `batches:`, `losses:`, `grads:`, `post:`, `moments:`.
-pub(super) fn run(gpu: &Gpu, f: Fixture, wanted: &dyn Fn(&str) -> bool, report: &mut Report) -> Result<()> {
+pub(super) fn run(
+    gpu: &Gpu,
+    f: Fixture,
+    dtype: DType,
+    wanted: &dyn Fn(&str) -> bool,
+    report: &mut Report,
+) -> Result<()> {
     let group = TrainingGroup::new(f)?;
     let mut case = Case {
         gpu,
         group,
+        dtype,
         wanted,
         report: &mut *report,
     };
@@ -43,6 +50,8 @@ pub(super) fn run(gpu: &Gpu, f: Fixture, wanted: &dyn Fn(&str) -> bool, report: 
 pub(super) struct Case<'a> {
     pub gpu: &'a Gpu,
     pub group: TrainingGroup,
+    /// How the model is stored.
+    dtype: DType,
     wanted: &'a dyn Fn(&str) -> bool,
     pub report: &'a mut Report,
 }
@@ -52,6 +61,14 @@ impl Case<'_> {
     fn any(&self, files: &[&str]) -> bool {
         let of = |n: &str| files.iter().any(|file| n.starts_with(file)) && (self.wanted)(after_colon(n));
         self.group.f.names().any(of)
+    }
+
+    /// The step as the group describes it, with the model stored as asked.
+    pub fn config(&self) -> Result<StepConfig> {
+        Ok(StepConfig {
+            dtype: self.dtype,
+            ..self.group.config()?
+        })
     }
 
     /// Compares tensor `key` of the group, if it is there and wanted, under a name that says how it was computed.
@@ -64,11 +81,26 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// Compares how far tensor `key` has moved from `start`, in relative L2, after `roundings` roundings to f32.
-    pub fn check_update(&mut self, key: &str, how: &str, got: &[f32], start: &[f32], roundings: usize) -> Result<()> {
+    /// Is the model stored in half precision?
+    pub fn half(&self) -> bool {
+        matches!(self.dtype, DType::F16 | DType::Bf16)
+    }
+
+    /// Compares how far tensor `key` has moved from `start`, in relative L2, after `roundings` roundings to f32; with
+    /// `instead` where these values must come out in place of the group's.
+    pub fn check_update(
+        &mut self,
+        key: &str,
+        how: &str,
+        got: &[f32],
+        start: &[f32],
+        instead: Option<&[f64]>,
+        roundings: usize,
+    ) -> Result<()> {
         let name = after_colon(key);
         if self.group.f.get(key).is_some() && (self.wanted)(name) {
-            let want = self.group.f.f32(key)?;
+            let reference = self.group.f.f32(key)?;
+            let want = instead.map_or(reference, |values| values.iter().map(|&v| v as f32).collect());
             let moved = |to: &[f32]| to.iter().zip(start).map(|(a, b)| a - b).collect::<Vec<f32>>();
             let size = start.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
             let rounding = roundings as f64 * f64::from(f32::EPSILON) / 2.0 * size;
@@ -76,20 +108,32 @@ impl Case<'_> {
                 relative: 3e-3,
                 rounding,
             };
-            self.report
-                .compare(format!("{name}{how}"), kind, &moved(got), &moved(&want));
+            self.report.with_storage(DType::F32, |report| {
+                report.compare(format!("{name}{how}"), kind, &moved(got), &moved(&want));
+            });
         }
         Ok(())
     }
 
     /// Compares a number of the description, if it is there and wanted.
     pub fn check_number(&mut self, pointer: &str, how: &str, kind: Kind, got: f64) {
+        self.number(self.dtype, pointer, how, kind, got);
+    }
+
+    /// The same for a learning rate, which is f32 however the model is stored.
+    pub fn check_rate(&mut self, pointer: &str, how: &str, got: f64) {
+        self.number(DType::F32, pointer, how, Kind::Forward, got);
+    }
+
+    fn number(&mut self, storage: DType, pointer: &str, how: &str, kind: Kind, got: f64) {
         let name = pointer.trim_start_matches('/');
         if let Some(want) = self.group.f.json.pointer(pointer).and_then(serde_json::Value::as_f64)
             && (self.wanted)(name)
         {
-            self.report
-                .compare(format!("{name}{how}"), kind, &[got as f32], &[want as f32]);
+            let (got, want) = ([got as f32], [want as f32]);
+            self.report.with_storage(storage, |report| {
+                report.compare(format!("{name}{how}"), kind, &got, &want);
+            });
         }
     }
 
@@ -129,7 +173,7 @@ fn evaluate(c: &Case<'_>, batch: &MicroBatch, config: StepConfig) -> Result<Eval
 
 fn losses(c: &mut Case<'_>) -> Result<()> {
     let batch = c.group.micro(0, 0..c.group.batch)?;
-    let config = c.group.config()?;
+    let config = c.config()?;
 
     // The whole objective, with its intermediates.
     let e = evaluate(c, &batch, config.clone())?;

@@ -1,8 +1,11 @@
 //! Successive updates of a training group, in one piece and in micro-batches.
 
+use std::collections::HashMap;
+
 use super::Result;
 use super::compare::Kind;
 use super::inputs;
+use super::replay::Replay;
 use super::training::Case;
 use crate::model::params::{ParamStore, Room};
 use crate::ops::lr_schedule::warmup_cosine;
@@ -22,7 +25,7 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
     let config = StepConfig {
         skip_dead_rows: true,
         temperature: None,
-        ..c.group.config()?
+        ..c.config()?
     };
     let learner = c.group.learner(c.gpu, config)?;
     let metrics = Metrics::new(&learner, c.group.batch);
@@ -42,6 +45,27 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
         critic: 0.0,
         temperature: 0.0,
     };
+    // What the optimizer makes of gradients of half precision is not the reference's.
+    let mut replay = None;
+    if c.half() {
+        let (tau, decay) = (c.group.hyper("target_tau")?, c.group.hyper("ema_decay")?);
+        replay = Some((
+            Replay::new(
+                &c.group,
+                &learner.pi0.weights,
+                "weights:",
+                "pi0_weight_decay",
+                1.0 - decay,
+            )?,
+            Replay::new(
+                &c.group,
+                &learner.critic.weights,
+                "critic:online/",
+                "critic_weight_decay",
+                tau,
+            )?,
+        ));
+    }
     let mut step = 0;
     while c.group.f.get(&format!("batches:step{step}/rewards")).is_some() {
         metrics.clear(c.gpu);
@@ -58,9 +82,10 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
         };
         optimizer::update(&learner, &metrics, number, rates);
         let values = metrics.read(c.gpu)?;
+        for (name, got) in [("pi0_lr", rates.pi0), ("critic_lr", rates.critic)] {
+            c.check_rate(&format!("/training/log/{step}/{name}"), &how, got);
+        }
         for (name, got) in [
-            ("pi0_lr", rates.pi0),
-            ("critic_lr", rates.critic),
             ("critic_loss", values.get(Slot::CriticLoss).into()),
             ("actor_loss", values.get(Slot::ActorLoss).into()),
             ("bc_loss", values.get(Slot::BcLoss).into()),
@@ -83,29 +108,29 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
         sum.critic += rates.critic;
         step += 1;
 
+        if let Some((pi0, critic)) = &mut replay {
+            pi0.step(c.gpu, &learner.pi0, rates.pi0)?;
+            critic.step(c.gpu, &learner.critic, rates.critic)?;
+        }
+        let (replayed_pi0, replayed_critic) = replay.as_ref().map(|(p, c)| (p, c)).unzip();
         let after = format!("post:after{step}/");
         let (pi0, critic) = (&learner.pi0, &learner.critic);
-        parameters(c, &after, "pi0", &how, &pi0.weights, ("weights:", sum.pi0, step))?;
-        parameters(
-            c,
-            &after,
-            "critic",
-            &how,
-            &critic.weights,
-            ("critic:online/", sum.critic, step),
-        )?;
+        let part = |name| format!("{after}{name}/");
+        let weights = replayed_pi0.map(|r| &r.weights);
+        let moved = Moved::new(&pi0.weights, "weights:", weights, sum.pi0, step);
+        parameters(c, &part("pi0"), &how, moved)?;
+        let weights = replayed_critic.map(|r| &r.weights);
+        let moved = Moved::new(&critic.weights, "critic:online/", weights, sum.critic, step);
+        parameters(c, &part("critic"), &how, moved)?;
         if let Some(target) = &critic.average {
-            parameters(
-                c,
-                &after,
-                "target",
-                &how,
-                target,
-                ("critic:online/", sum.critic, 2 * step),
-            )?;
+            let average = replayed_critic.map(|r| &r.average);
+            let moved = Moved::new(target, "critic:online/", average, sum.critic, 2 * step);
+            parameters(c, &part("target"), &how, moved)?;
         }
         if let Some(ema) = &pi0.average {
-            parameters(c, &after, "ema", &how, ema, ("weights:", sum.pi0, 2 * step))?;
+            let average = replayed_pi0.map(|r| &r.average);
+            let moved = Moved::new(ema, "weights:", average, sum.pi0, 2 * step);
+            parameters(c, &part("ema"), &how, moved)?;
         }
     }
     const ADAMW: &str = "the reference is AdamW";
@@ -127,35 +152,53 @@ pub(super) fn run(c: &mut Case<'_>, pieces: usize) -> Result<()> {
     Ok(())
 }
 
-/// Compares how far every parameter has moved from `start`, given the sum of the learning rates and how often values
-/// were rounded to f32.
-fn parameters(
-    c: &mut Case<'_>,
-    after: &str,
-    part: &str,
-    how: &str,
-    store: &ParamStore,
-    (start, rates, roundings): (&str, f64, usize),
-) -> Result<()> {
-    if !c.group.f.names().any(|n| n.starts_with(&format!("{after}{part}/"))) {
+/// Parameters after some updates.
+struct Moved<'a> {
+    store: &'a ParamStore,
+    /// What the names of their first values begin with.
+    start: &'a str,
+    /// What they must be, in place of the group's values.
+    instead: Option<&'a HashMap<String, Vec<f64>>>,
+    /// The sum of the learning rates, and how often values were rounded to f32.
+    rates: f64,
+    roundings: usize,
+}
+
+impl<'a> Moved<'a> {
+    fn new(
+        store: &'a ParamStore,
+        start: &'a str,
+        instead: Option<&'a HashMap<String, Vec<f64>>>,
+        rates: f64,
+        roundings: usize,
+    ) -> Self {
+        Moved {
+            store,
+            start,
+            instead,
+            rates,
+            roundings,
+        }
+    }
+}
+
+/// Compares how far every parameter has moved with tensors `prefix` + name.
+fn parameters(c: &mut Case<'_>, prefix: &str, how: &str, moved: Moved<'_>) -> Result<()> {
+    if !c.group.f.names().any(|n| n.starts_with(prefix)) {
         return Ok(());
     }
-    let got = inputs::read(c.gpu, store)?;
-    let table = store.placement().table().clone();
+    let got = inputs::read(c.gpu, moved.store)?;
+    let table = moved.store.placement().table().clone();
     for tensor in table.tensors() {
-        let key = format!("{after}{part}/{}", tensor.name);
-        let moved = &got[&tensor.name];
+        let key = format!("{prefix}{}", tensor.name);
+        let to = &got[&tensor.name];
         if tensor.name.ends_with("k_proj.bias") {
             // Its gradient is rounding noise, which Adam turns into steps of up to one learning rate.
-            c.check(&key, how, Kind::Absolute(rates), moved)?;
+            c.check(&key, how, Kind::Absolute(moved.rates), to)?;
         } else {
-            c.check_update(
-                &key,
-                how,
-                moved,
-                &c.group.f.f32(&format!("{start}{}", tensor.name))?,
-                roundings,
-            )?;
+            let start = c.group.f.f32(&format!("{}{}", moved.start, tensor.name))?;
+            let instead = moved.instead.map(|values| values[&tensor.name].as_slice());
+            c.check_update(&key, how, to, &start, instead, moved.roundings)?;
         }
     }
     Ok(())

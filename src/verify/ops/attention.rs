@@ -1,6 +1,7 @@
 //! Attention and what belongs to it: rotations, masks, softmax.
 
 use super::Case;
+use crate::gpu::DType;
 use crate::ops::attention::{Attention, Columns, KeyPlan, KeyRun, Keys, Plan, Saved, Sequence, methods};
 use crate::ops::rope::{self, Heads};
 use crate::ops::softmax;
@@ -37,18 +38,22 @@ pub(super) fn rope_case(c: &mut Case<'_>) -> Result<()> {
     for (input, output, backward) in [("in/x", "out/y", false), ("cot/dy", "grad/x", true)] {
         let kind = if backward { Kind::Gradient } else { Kind::Forward };
         let host = c.host(input)?;
-        let rows = c.gpu.upload_f32(&fused(&host), [b * l, heads.fused()]);
+        let rows = c.put(&fused(&host), [b * l, heads.fused()]);
         let f = if backward { rope::backward } else { rope::forward };
         f(c.gpu, heads, &table, &lines, &rows, None);
         let got = c.gpu.read_f32(&rows)?;
         c.check_host(output, kind, &pick(&got, 0))?;
         c.check_host(output, kind, &pick(&got, 1))?;
-        c.report.compare(c.name("v stays"), Kind::Exact, &pick(&got, 2), &host);
+        let as_stored = c.gpu.read_f32(&c.put(&host, [host.len()]))?;
+        c.report
+            .compare(c.name("v stays"), Kind::Exact, &pick(&got, 2), &as_stored);
         // Through a cache, whose lines are in reverse order.
-        let rows = c.gpu.upload_f32(&fused(&host), [b * l, heads.fused()]);
+        let rows = c.put(&fused(&host), [b * l, heads.fused()]);
         let order: Vec<u32> = (0..(b * l) as u32).rev().collect();
         let reversed: Vec<f32> = host.chunks(n * k).rev().flat_map(|row| [row, row].concat()).collect();
-        let kv = c.gpu.upload_f32(&reversed, [b * l, 2 * n * k]);
+        // Gradients of the cache are f32.
+        let kv_dtype = if backward { DType::F32 } else { c.dtype };
+        let kv = c.gpu.upload_as(&reversed, kv_dtype, [b * l, 2 * n * k]);
         let cache = rope::Cache {
             kv: &kv,
             lines: &c.gpu.upload_u32(&order, [b * l]),
@@ -153,9 +158,9 @@ pub(super) fn attention_case(c: &mut Case<'_>) -> Result<()> {
             .concat()
         })
         .collect();
-    let g_q = c.gpu.upload_f32(&packed_q, [queries.len(), qw]);
-    let g_do = c.gpu.upload_f32(&pack(&dy, qw, &queries, t), [queries.len(), qw]);
-    let g_kv = c.gpu.upload_f32(&cache, [lines.len(), 2 * kw]);
+    let g_q = c.put(&packed_q, [queries.len(), qw]);
+    let g_do = c.put(&pack(&dy, qw, &queries, t), [queries.len(), qw]);
+    let g_kv = c.put(&cache, [lines.len(), 2 * kw]);
     let runs = sequences
         .iter()
         .map(|q| KeyRun {
@@ -177,7 +182,8 @@ pub(super) fn attention_case(c: &mut Case<'_>) -> Result<()> {
             c.gpu.f32([queries.len(), n]),
             c.gpu.f32([queries.len(), n]),
         );
-        let (dq, dkv) = (c.like(&g_q), c.like(&g_kv));
+        // Gradients of the cache are f32.
+        let (dq, dkv) = (c.like(&g_q), c.gpu.f32(g_kv.shape()));
         attention.forward(c.gpu, &plan, Columns::all(&g_q), keys, None, &o, Some(&lse));
         let saved = Saved { o: &o, lse: &lse };
         let columns = Columns::all(&g_q);

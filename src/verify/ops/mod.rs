@@ -9,29 +9,57 @@ mod tokens;
 mod updates;
 
 use super::{Fixture, Kind, Report, Result, VerifyError, axes};
-use crate::gpu::{Gpu, Tensor};
+use crate::gpu::{DType, Gpu, Shape, Tensor};
 use crate::ops::activation::Activation;
 use crate::ops::fill;
 
+/// Operations whose operands are stored as the model is. The others (losses, critics, optimizer, what the host does) are
+/// f32 always.
+const STORED: [&str; 14] = [
+    "rms_norm",
+    "ada_rms_norm",
+    "layer_norm",
+    "linear",
+    "rope",
+    "gqa_prefix_lm",
+    "gqa_cached",
+    "gelu_tanh",
+    "swish",
+    "geglu",
+    "gelu_mlp",
+    "patch_embed",
+    "vit_block",
+    "embed_lookup",
+];
+
 /// Runs every operation of the group.
-pub(super) fn run(gpu: &Gpu, f: &Fixture, wanted: &dyn Fn(&str) -> bool, report: &mut Report) -> Result<()> {
+pub(super) fn run(
+    gpu: &Gpu,
+    f: &Fixture,
+    dtype: DType,
+    wanted: &dyn Fn(&str) -> bool,
+    report: &mut Report,
+) -> Result<()> {
     for op in f.prefixes(wanted) {
         let op = op.as_str();
-        let mut case = Case {
-            gpu,
-            f,
-            op,
-            report: &mut *report,
+        let dtype = if STORED.contains(&op) { dtype } else { DType::F32 };
+        let Some((runner, shapes)) = runner(op) else {
+            report.unknown.push(op.to_string());
+            continue;
         };
-        match runner(op) {
-            Some((runner, shapes)) => {
-                case.expect(shapes)?;
-                runner(&mut case)?;
-                let mine = case.name("");
-                report.untouched(f, |n| n.starts_with(&mine) && wanted(n));
-            }
-            None => report.unknown.push(op.to_string()),
-        }
+        report.with_storage(dtype, |report| -> Result<()> {
+            let mut case = Case {
+                gpu,
+                f,
+                op,
+                dtype,
+                report,
+            };
+            case.expect(shapes)?;
+            runner(&mut case)
+        })?;
+        let mine = format!("{op}/");
+        report.untouched(f, |n| n.starts_with(&mine) && wanted(n));
     }
     report.rows.retain(|r| wanted(&r.tensor));
     Ok(())
@@ -102,6 +130,8 @@ pub(super) struct Case<'a> {
     pub gpu: &'a Gpu,
     pub f: &'a Fixture,
     pub op: &'a str,
+    /// How activations and the weights that compute are stored; gradients of weights are f32.
+    pub dtype: DType,
     pub report: &'a mut Report,
 }
 
@@ -137,27 +167,57 @@ impl Case<'_> {
         self.f.f32(&self.name(part))
     }
 
-    /// An input on the device, in its own shape.
+    /// An f32 input on the device, in its own shape.
     pub fn tensor(&self, part: &str) -> Result<Tensor> {
-        let shape = self.f.shape(&self.name(part))?;
-        let shape = if shape.is_empty() { &[1] } else { shape };
-        Ok(self.gpu.upload_f32(&self.host(part)?, shape))
+        self.upload(part, DType::F32)
     }
 
-    /// An input as `[rows, width]`, the width being its last axis.
+    /// An input stored as the model is, in its own shape.
+    pub fn stored(&self, part: &str) -> Result<Tensor> {
+        self.upload(part, self.dtype)
+    }
+
+    fn upload(&self, part: &str, dtype: DType) -> Result<Tensor> {
+        let shape = self.f.shape(&self.name(part))?;
+        let shape = if shape.is_empty() { &[1] } else { shape };
+        Ok(self.gpu.upload_as(&self.host(part)?, dtype, shape))
+    }
+
+    /// An f32 input as `[rows, width]`, the width being its last axis.
     pub fn rows(&self, part: &str) -> Result<Tensor> {
-        let (t, width) = (self.tensor(part)?, self.width(part)?);
+        self.as_rows(part, self.tensor(part)?)
+    }
+
+    /// The same, stored as the model is.
+    pub fn stored_rows(&self, part: &str) -> Result<Tensor> {
+        self.as_rows(part, self.stored(part)?)
+    }
+
+    fn as_rows(&self, part: &str, t: Tensor) -> Result<Tensor> {
+        let width = self.width(part)?;
         Ok(t.view([t.len() / width, width]))
     }
 
+    /// Values stored as the model is.
+    pub fn put(&self, values: &[f32], shape: impl Into<Shape>) -> Tensor {
+        self.gpu.upload_as(values, self.dtype, shape)
+    }
+
+    /// Memory for an activation.
+    pub fn activation(&self, shape: impl Into<Shape>) -> Tensor {
+        self.gpu.alloc(self.dtype, shape)
+    }
+
+    /// Zeros in f32, for the gradient of a weight.
     pub fn zeros(&self, like: &Tensor) -> Tensor {
         let t = self.gpu.f32(like.shape());
         fill::zero(self.gpu, &t);
         t
     }
 
+    /// Memory of a tensor's shape and type.
     pub fn like(&self, t: &Tensor) -> Tensor {
-        self.gpu.f32(t.shape())
+        self.gpu.alloc(t.dtype(), t.shape())
     }
 
     pub fn check(&mut self, part: &str, kind: Kind, got: &Tensor) -> Result<()> {

@@ -8,7 +8,7 @@ use crate::ops::{column_sum, gemm};
 use crate::verify::Result;
 
 pub(super) fn rms_norm_case(c: &mut Case<'_>) -> Result<()> {
-    let (x, scale, dy) = (c.rows("in/x")?, c.tensor("in/scale")?, c.rows("cot/dy")?);
+    let (x, scale, dy) = (c.stored_rows("in/x")?, c.stored("in/scale")?, c.stored_rows("cot/dy")?);
     let (y, dx, again) = (c.like(&x), c.like(&x), c.like(&x));
     let (dscale, rstd) = (c.zeros(&scale), rms_norm::rstd(c.gpu, x.dim(0)));
     let modulation = Modulation::Plain(&scale);
@@ -33,13 +33,14 @@ pub(super) fn rms_norm_case(c: &mut Case<'_>) -> Result<()> {
 pub(super) fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
     // One modulation per sample: rows of sample b use line b.
     let [b, l, d] = c.axes("in/x")?;
+    // What depends on the time alone is f32.
     let (x, cond, w, bias) = (
-        c.rows("in/x")?,
+        c.stored_rows("in/x")?,
         c.rows("in/cond")?,
-        c.tensor("in/w")?,
-        c.tensor("in/b")?,
+        c.stored("in/w")?,
+        c.stored("in/b")?,
     );
-    let (dy, dgate) = (c.rows("cot/dy0")?, c.rows("cot/dy1")?);
+    let (dy, dgate) = (c.stored_rows("cot/dy0")?, c.rows("cot/dy1")?);
     let groups: Vec<u32> = (0..b * l).map(|r| (r / l) as u32).collect();
     let starts: Vec<u32> = (0..=b).map(|i| (i * l) as u32).collect();
     let (groups, starts) = (c.gpu.upload_u32(&groups, [b * l]), c.gpu.upload_u32(&starts, [b + 1]));
@@ -97,10 +98,10 @@ pub(super) fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
 
 pub(super) fn layer_norm_case(c: &mut Case<'_>) -> Result<()> {
     let (x, w, b, dy) = (
-        c.rows("in/x")?,
-        c.tensor("in/weight")?,
-        c.tensor("in/bias")?,
-        c.rows("cot/dy")?,
+        c.stored_rows("in/x")?,
+        c.stored("in/weight")?,
+        c.stored("in/bias")?,
+        c.stored_rows("cot/dy")?,
     );
     let norm = LayerNorm::new(&w, &b);
     let (y, dx, again) = (c.like(&x), c.like(&x), c.like(&x));

@@ -8,7 +8,7 @@ use crate::ops::time_embedding;
 use crate::verify::{Kind, Result};
 
 pub(super) fn embedding_case(c: &mut Case<'_>) -> Result<()> {
-    let (table, dy) = (c.tensor("in/table")?, c.rows("cot/dy")?);
+    let (table, dy) = (c.stored("in/table")?, c.stored_rows("cot/dy")?);
     let tokens = c.f.i32(&c.name("in/tokens"))?;
     if let Some(token) = tokens
         .iter()

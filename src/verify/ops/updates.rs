@@ -46,6 +46,7 @@ pub(super) fn adamw_case(c: &mut Case<'_>) -> Result<()> {
         let lr = warmup_cosine(step as u64, peak, end, warmup as u64, decay as u64) as f32;
         let flat = Flat {
             p: &p,
+            low: None,
             g: &g,
             m: &m,
             v: Some(&v),

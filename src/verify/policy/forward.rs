@@ -91,7 +91,7 @@ pub(super) fn check(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
     keys_and_values(p, c, &layout, &cache, &tape, &action_rows)?;
     // The final norm of the expert, on state and actions.
     let normed = |x: &Tensor, modulation: Modulation<'_>| {
-        let y = gpu.f32(x.shape());
+        let y = gpu.alloc(x.dtype(), x.shape());
         rms_norm::forward(gpu, x, modulation, &y);
         y
     };
@@ -138,7 +138,7 @@ pub(super) fn check(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
     })?;
 
     // Loss.
-    c.forward("x_t", &p.read(&x)?, whole)?;
+    c.data("x_t", &p.read(&x)?)?;
     c.forward("v_t", &p.read(&v)?, whole)?;
     let velocity: Vec<f32> = p
         .read(&noise)?
@@ -146,7 +146,7 @@ pub(super) fn check(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
         .zip(p.read(&actions)?)
         .map(|(n, a)| n - a)
         .collect();
-    c.forward("u_t", &velocity, whole)?;
+    c.data("u_t", &velocity)?;
     let (error, ones) = (gpu.f32([b * h]), gpu.upload_f32(&vec![1.0; b * h], [b * h]));
     flow::velocity_loss(gpu, &v, &noise, &actions, &ones, 1.0, &error, None);
     let error = p.read(&error)?;

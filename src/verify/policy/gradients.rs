@@ -77,7 +77,7 @@ fn finish(
     repeats: usize,
 ) -> Result<prefix::TokenGrads> {
     let (gpu, b, h) = (p.gpu, p.len(), p.dims.action_horizon);
-    let dcache = p.cache(layout);
+    let dcache = p.dcache(layout);
     let run = |(i, cached): (usize, &CachedRun)| KeyRun {
         k_row0: cached.row0,
         k_rows: cached.rows,

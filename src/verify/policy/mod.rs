@@ -6,14 +6,20 @@ mod model;
 
 use super::compare::Kind;
 use super::{Fixture, Report, Result, after_colon, inputs};
-use crate::gpu::Gpu;
+use crate::gpu::{DType, Gpu};
 use crate::model::params::ParamStore;
 use model::Policy;
 
 /// Checks a policy group: `weights:`, `forward:`, `grads:`.
-pub(super) fn run(gpu: &Gpu, f: &Fixture, wanted: &dyn Fn(&str) -> bool, report: &mut Report) -> Result<()> {
+pub(super) fn run(
+    gpu: &Gpu,
+    f: &Fixture,
+    dtype: DType,
+    wanted: &dyn Fn(&str) -> bool,
+    report: &mut Report,
+) -> Result<()> {
     let dims = inputs::policy_dims(f)?;
-    let policy = Policy::load(gpu, f, &dims)?;
+    let policy = Policy::load(gpu, f, &dims, dtype)?;
     let mut check = Check { f, wanted, report };
     let any = |part: &str| f.names().map(after_colon).any(|n| wanted(n) && n.starts_with(part));
     let sampling = any("sample/") || any("grad_sample/");
@@ -62,6 +68,14 @@ impl Check<'_> {
         self.one("forward", name, Kind::Forward, got, pick)
     }
 
+    /// The same for a name that the model has no part in: it is f32, however the model is stored.
+    fn data(&mut self, name: &str, got: &[f32]) -> Result<()> {
+        let Check { f, wanted, .. } = *self;
+        self.report.with_storage(DType::F32, |report| {
+            Check { f, wanted, report }.forward(name, got, whole)
+        })
+    }
+
     fn one(
         &mut self,
         part: &str,
@@ -98,12 +112,17 @@ pub(super) fn gradient_kind(f: &Fixture, prefix: &str, name: &str) -> Result<Kin
     match name.strip_suffix("k_proj.bias") {
         Some(stem) => {
             let beside = f.f32(&format!("{prefix}{stem}v_proj.bias"))?;
-            Ok(Kind::Zero(
-                1e-4 * beside.iter().fold(0.0, |a, &v| f64::max(a, v.abs() as f64)),
-            ))
+            let beside = largest(&beside);
+            let tolerance = 1e-4 * beside;
+            Ok(Kind::Zero { tolerance, beside })
         }
         None => Ok(Kind::Gradient),
     }
+}
+
+/// The largest element, whatever its sign.
+pub(super) fn largest(values: &[f32]) -> f64 {
+    values.iter().fold(0.0, |a, &v| f64::max(a, f64::from(v.abs())))
 }
 
 fn whole(values: &[f32], _: &[usize]) -> Option<Vec<f32>> {

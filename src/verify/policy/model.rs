@@ -20,6 +20,8 @@ pub(super) struct Policy<'a> {
     pub gpu: &'a Gpu,
     pub f: &'a Fixture,
     pub dims: &'a Pi0Dims,
+    /// How activations, and the weights that compute, are stored.
+    pub dtype: DType,
     pub params: Pi0Params,
     pub grads: ParamStore,
     pub grad_params: Pi0Params,
@@ -33,11 +35,18 @@ pub(super) struct Policy<'a> {
 }
 
 impl<'a> Policy<'a> {
-    pub fn load(gpu: &'a Gpu, f: &'a Fixture, dims: &'a Pi0Dims) -> Result<Policy<'a>> {
+    pub fn load(gpu: &'a Gpu, f: &'a Fixture, dims: &'a Pi0Dims, dtype: DType) -> Result<Policy<'a>> {
         let placement = Arc::new(Placement::new(Arc::new(tables::pi0(dims)), gpu.caps(), |_| true));
         let mut values = inputs::parameters(f, "weights:", placement.table().tensors())?;
         let weights = ParamStore::zeros(gpu, placement.clone(), DType::F32, Scope::All);
         weights.write(gpu, |p| values.remove(&p.name));
+        let weights = if dtype == DType::F32 {
+            weights
+        } else {
+            let compute = ParamStore::new(gpu, placement.clone(), dtype, Scope::All);
+            compute.convert_from(gpu, &weights);
+            compute
+        };
         let grads = ParamStore::zeros(gpu, placement, DType::F32, Scope::All);
         let observations = inputs::observations(f, "forward:obs/", dims)?;
         let Pictures::Floats(pictures) = &observations.pictures else {
@@ -64,6 +73,7 @@ impl<'a> Policy<'a> {
             packed,
             observations,
             dims,
+            dtype,
             _weights: weights,
         })
     }
@@ -73,7 +83,7 @@ impl<'a> Policy<'a> {
             dims: self.dims,
             params: &self.params,
             rope: &self.rope,
-            dtype: DType::F32,
+            dtype: self.dtype,
         }
     }
 
@@ -91,9 +101,18 @@ impl<'a> Policy<'a> {
     }
 
     pub fn cache(&self, layout: &PrefixLayout) -> Vec<Tensor> {
+        self.lines(layout, self.dtype)
+    }
+
+    /// Memory for gradients of the cache.
+    pub fn dcache(&self, layout: &PrefixLayout) -> Vec<Tensor> {
+        self.lines(layout, DType::F32)
+    }
+
+    fn lines(&self, layout: &PrefixLayout, dtype: DType) -> Vec<Tensor> {
         let width = 2 * self.dims.attention().kv_width();
         (0..self.dims.depth)
-            .map(|_| self.gpu.f32([layout.cache_rows, width]))
+            .map(|_| self.gpu.alloc(dtype, [layout.cache_rows, width]))
             .collect()
     }
 
