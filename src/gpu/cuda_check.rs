@@ -2,11 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::DryKernel;
+use xxhash_rust::xxh3::xxh3_128;
+
 use super::nvrtc::{Resources, Toolchain};
+use super::{DryKernel, dry};
+
+/// Registers of a multiprocessor, on every architecture so far.
+const REGISTERS: u32 = 65_536;
 
 /// One kernel on one architecture.
 #[derive(Clone, Debug)]
@@ -104,29 +110,27 @@ impl fmt::Display for CudaReport {
 }
 
 impl Toolchain {
-    /// Compiles every distinct source for every architecture (such as `sm_90`), on all cores.
-    pub fn check(&self, kernels: &[DryKernel], archs: &[&str]) -> CudaReport {
+    /// Compiles every distinct source for every architecture (such as `sm_90a`) it comes with, on all cores. What compiled
+    /// is remembered in the folder `cache`, if one is given, until the source or the compiler changes.
+    pub fn check(&self, work: &[(DryKernel, &str)], cache: Option<&Path>) -> CudaReport {
         // Kernels may differ in their key alone.
-        let distinct: BTreeMap<(&str, &str), &DryKernel> = kernels
+        let distinct: BTreeMap<(&str, &str, &str), &(DryKernel, &str)> = work
             .iter()
-            .map(|k| ((k.entry.as_str(), k.source.as_str()), k))
+            .map(|w| ((w.0.entry.as_str(), w.0.source.as_str(), w.1), w))
             .collect();
-        let work: Vec<(&DryKernel, &str)> = distinct
-            .values()
-            .flat_map(|k| archs.iter().map(|arch| (*k, *arch)))
-            .collect();
+        let work: Vec<_> = distinct.into_values().collect();
         let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(work.len())));
         std::thread::scope(|scope| {
             for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
                 scope.spawn(|| {
                     while let Some((kernel, arch)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let outcome = self.compile(&kernel.source, arch);
+                        let compiled = self.compile_or_recall(&kernel.source, arch, cache);
                         let result = CudaKernel {
                             entry: kernel.entry.clone(),
                             arch: (*arch).into(),
                             threads: kernel.threads,
                             shared_bytes: kernel.shared_bytes,
-                            outcome,
+                            outcome: compiled.and_then(|needs| launchable(kernel, arch, needs)),
                         };
                         done.lock().unwrap_or_else(|e| e.into_inner()).push(result);
                     }
@@ -137,6 +141,62 @@ impl Toolchain {
         kernels.sort_by(|a, b| (&a.entry, &a.arch).cmp(&(&b.entry, &b.arch)));
         CudaReport { kernels }
     }
+
+    fn compile_or_recall(&self, source: &str, arch: &str, cache: Option<&Path>) -> Result<Resources, String> {
+        let key = format!("{}\n{arch}\n{source}", self.version());
+        let file = cache.map(|folder| folder.join(format!("{:032x}", xxh3_128(key.as_bytes()))));
+        let remembered = file.as_ref().and_then(|f| recall(&std::fs::read_to_string(f).ok()?));
+        if let Some(resources) = remembered {
+            return Ok(resources);
+        }
+        let resources = self.compile(source, arch)?;
+        // A cache that cannot be written costs time, nothing else.
+        if let Some(file) = file {
+            let r = resources;
+            let _ = std::fs::write(file, format!("{} {} {}\n", r.registers, r.shared_bytes, r.spill_bytes));
+        }
+        Ok(resources)
+    }
+}
+
+/// Would a launch of what compiled get its registers and its shared memory?
+fn launchable(kernel: &DryKernel, arch: &str, needs: Resources) -> Result<Resources, String> {
+    let (registers, shared) = (
+        needs.registers * kernel.threads,
+        needs.shared_bytes + kernel.shared_bytes as u32,
+    );
+    let number = arch.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic);
+    let most_shared = number.parse().map_or(0, dry::most_shared_bytes);
+    if registers > REGISTERS {
+        return Err(format!(
+            "its {} threads need {registers} registers, there are {REGISTERS}",
+            kernel.threads
+        ));
+    }
+    if shared > most_shared {
+        return Err(format!(
+            "it needs {shared} bytes of shared memory, there are {most_shared}"
+        ));
+    }
+    Ok(needs)
+}
+
+/// Reads an entry of the cache; anything but three numbers and an end of line is no entry.
+fn recall(text: &str) -> Option<Resources> {
+    let numbers: Vec<u32> = text
+        .strip_suffix('\n')?
+        .split(' ')
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .ok()?;
+    let &[registers, shared_bytes, spill_bytes] = &numbers[..] else {
+        return None;
+    };
+    Some(Resources {
+        registers,
+        shared_bytes,
+        spill_bytes,
+    })
 }
 
 #[cfg(test)]
@@ -175,5 +235,37 @@ mod tests {
         let line = text.lines().nth(1).expect("a line for a");
         let words: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(words, ["a", "sm_90", "2", "40", "8", "1024", "0"]);
+    }
+
+    #[test]
+    fn a_launch_that_would_fail_is_a_failure() {
+        let kernel = |threads, shared_bytes| DryKernel {
+            threads,
+            shared_bytes,
+            ..DryKernel::default()
+        };
+        let needs = |registers, shared_bytes| Resources {
+            registers,
+            shared_bytes,
+            spill_bytes: 0,
+        };
+        assert!(launchable(&kernel(256, 200_000), "sm_90a", needs(255, 1024)).is_ok());
+        assert!(launchable(&kernel(256, 200_000), "sm_80", needs(255, 1024)).is_err());
+        assert!(launchable(&kernel(256, 100_000), "sm_89", needs(255, 1024)).is_ok());
+        assert!(launchable(&kernel(256, 101_000), "sm_89", needs(255, 1024)).is_err());
+        assert!(launchable(&kernel(512, 0), "sm_90a", needs(168, 0)).is_err());
+    }
+
+    #[test]
+    fn only_whole_entries_of_the_cache_are_used() {
+        let found = Resources {
+            registers: 40,
+            shared_bytes: 1024,
+            spill_bytes: 0,
+        };
+        assert_eq!(recall("40 1024 0\n"), Some(found));
+        for broken in ["", "40 1024 0", "40 1024\n", "40 1024 0 1\n", "40 -1 0\n", "nonsense\n"] {
+            assert_eq!(recall(broken), None, "{broken:?}");
+        }
     }
 }
