@@ -222,9 +222,43 @@ fn small_commands_answer() {
     assert!(json[0]["rows"].as_array().is_some_and(|rows| !rows.is_empty()));
     complains(
         2,
+        &["verify", "tests/golden/ops", "--dtype", "int8"],
+        &["int8", "bfloat16"],
+    );
+    complains(
+        2,
         &["verify", "tests/golden/ops", "--only", "no such tensor"],
         &["no such tensor"],
     );
+}
+
+#[test]
+fn half_precision_is_verified_where_the_device_has_it() {
+    let caps = acrlpd::gpu::Gpu::open(Default::default())
+        .expect("a device")
+        .caps()
+        .clone();
+    for (dtype, name, there) in [("f16", "float16", caps.f16), ("bf16", "bfloat16", caps.bf16)] {
+        let args = ["verify", "tests/golden/ops", "--only", "geglu", "--dtype", dtype];
+        if !there {
+            complains(4, &args, &[name, "float32"]);
+            continue;
+        }
+        let (out, _) = expect(0, &args);
+        assert!(
+            out.contains(name) && out.contains("cosine") && out.contains("0.999"),
+            "{out}"
+        );
+        let (out, _) = expect(0, &[&args[..], &["--json"]].concat());
+        let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!(json[0]["dtype"], name);
+        assert!(
+            json[0]["rows"][0]["cosine"]["value"]
+                .as_f64()
+                .is_some_and(|c| c > 0.999),
+            "{out}"
+        );
+    }
 }
 
 #[test]

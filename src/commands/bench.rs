@@ -3,26 +3,26 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use acrlpd::bench::Spread;
 use acrlpd::config::Config;
-use acrlpd::gpu::{DType, Gpu};
-use acrlpd::ops::{gemm, roofline};
+use acrlpd::gpu::Gpu;
+use acrlpd::ops::roofline;
 use acrlpd::step::metrics::Metrics;
 use acrlpd::step::{Learner, MicroBatch, optimizer, schedule};
 use acrlpd::train::recipe;
 use acrlpd::train::setup::{self, Source};
 use acrlpd::verify::{Fixture, TrainingGroup};
-use serde::Serialize;
 
 use super::flags::{ConfigFlags, DeviceFlag};
-use super::table::{number, table};
-use super::{Outcome, bench_loader};
+use super::{Outcome, bench_kernels, bench_loader};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Training steps on a real batch: ms per step, launches, and where the time goes.
     Step(Box<StepArgs>),
-    /// Matrix products, f32: GFLOP/s.
-    Kernels(KernelArgs),
+    /// Every op on the shapes of the step: times, rates, shares of what the device can do, and whether the results are
+    /// right.
+    Kernels(bench_kernels::Args),
     /// The data side alone: samples/s, and how long a training loop would wait.
     Loader(Box<bench_loader::Args>),
 }
@@ -44,45 +44,10 @@ pub struct StepArgs {
     json: bool,
 }
 
-#[derive(clap::Args)]
-pub struct KernelArgs {
-    #[command(flatten)]
-    device: DeviceFlag,
-    /// Edge lengths of square products.
-    #[arg(long, value_delimiter = ',', default_value = "64,128,256,512", value_name = "N,M,…")]
-    sizes: Vec<usize>,
-    /// Products to measure, after three that are not.
-    #[arg(long, default_value_t = 20, value_name = "N")]
-    repeats: usize,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-/// Times in milliseconds.
-#[derive(Serialize)]
-struct Spread {
-    median_ms: f64,
-    p10_ms: f64,
-    p90_ms: f64,
-}
-
-impl Spread {
-    fn of(mut seconds: Vec<f64>) -> Spread {
-        seconds.sort_by(f64::total_cmp);
-        let at = |q: f64| 1e3 * seconds[((seconds.len() - 1) as f64 * q).round() as usize];
-        Spread {
-            median_ms: at(0.5),
-            p10_ms: at(0.1),
-            p90_ms: at(0.9),
-        }
-    }
-}
-
 pub fn run(command: &Command) -> Outcome {
     match command {
         Command::Step(args) => step(args),
-        Command::Kernels(args) => kernels(args),
+        Command::Kernels(args) => bench_kernels::run(args),
         Command::Loader(args) => bench_loader::run(args),
     }
 }
@@ -93,7 +58,7 @@ fn step(args: &StepArgs) -> Outcome {
     let (learner, parts) = match &args.fixture {
         Some(path) => {
             let group = TrainingGroup::new(Fixture::open(path)?)?;
-            let gpu = Gpu::open(args.device.device)?;
+            let gpu = Gpu::open(args.device.choice())?;
             (
                 group.learner(&gpu, group.config()?)?,
                 vec![group.micro(0, 0..group.batch)?],
@@ -101,7 +66,7 @@ fn step(args: &StepArgs) -> Outcome {
         }
         None => {
             let source = Source::open(&config, None, |_, _| ())?;
-            let learner = setup::learner(&Gpu::open(args.device.device)?, &config)?;
+            let learner = setup::learner(&Gpu::open(args.device.choice())?, &config)?;
             learner.init(config.seed);
             let batch = source.builder.build(&source.sampler.draw(0, config.batch_size))?;
             (learner, setup::collator(&config).micro_batches(0, &batch))
@@ -183,70 +148,4 @@ impl Bench<'_> {
         self.done += 1;
         Ok(gpu.sync()?)
     }
-}
-
-/// One measured product.
-#[derive(Serialize)]
-struct Product {
-    op: &'static str,
-    edge: usize,
-    gflops: f64,
-    #[serde(flatten)]
-    spread: Spread,
-}
-
-fn kernels(args: &KernelArgs) -> Outcome {
-    let gpu = Gpu::open(args.device.device)?;
-    let mut all = Vec::new();
-    for &n in &args.sizes {
-        let values: Vec<f32> = (0..n * n).map(|i| (i % 17) as f32 / 17.0 - 0.5).collect();
-        let (a, b) = (gpu.upload_f32(&values, [n, n]), gpu.upload_f32(&values, [n, n]));
-        let c = gpu.alloc(DType::F32, [n, n]);
-        for (op, transposed) in [("nt", 0), ("nn", 1), ("tn", 2)] {
-            let product = || match transposed {
-                0 => gemm::nt(&a, &b).to(&gpu, &c),
-                1 => gemm::nn(&a, &b).to(&gpu, &c),
-                _ => gemm::tn(&a, &b).to(&gpu, &c),
-            };
-            let mut seconds = Vec::new();
-            for i in 0..args.repeats.max(1) + 3 {
-                let began = Instant::now();
-                product();
-                gpu.sync()?;
-                if i >= 3 {
-                    seconds.push(began.elapsed().as_secs_f64());
-                }
-            }
-            let spread = Spread::of(seconds);
-            let gflops = 2.0 * (n as f64).powi(3) / 1e6 / spread.median_ms;
-            all.push(Product {
-                op,
-                edge: n,
-                gflops,
-                spread,
-            });
-        }
-    }
-    if args.json {
-        println!("{:#}", serde_json::json!({"device": gpu.caps().name, "products": all}));
-        return Ok(0);
-    }
-    println!(
-        "{}: products of square f32 matrices, with the wait for each",
-        gpu.caps().name
-    );
-    let mut t = table(&["product", "edge", "GFLOP/s", "median ms", "p10", "p90"], 1);
-    for p in &all {
-        let s = &p.spread;
-        t.add_row([
-            p.op.to_owned(),
-            p.edge.to_string(),
-            number(p.gflops),
-            number(s.median_ms),
-            number(s.p10_ms),
-            number(s.p90_ms),
-        ]);
-    }
-    println!("{t}");
-    Ok(0)
 }

@@ -2,7 +2,7 @@
 
 use acrlpd::config::{Config, Override, What};
 use acrlpd::data::Place;
-use acrlpd::gpu::DeviceChoice;
+use acrlpd::gpu::{DType, DeviceChoice};
 use clap::Args;
 
 /// A flag, the key it sets, and the value if it was given.
@@ -119,9 +119,34 @@ fn tell(config: &Config) {
 /// Which device.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct DeviceFlag {
-    /// auto, cuda, vulkan, metal or dx12, with an index if there are several (cuda:1).
+    /// auto, cuda, vulkan, metal or dx12, with an index if there are several (cuda:1); emulated:90: CUDA on the CPU.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    pub device: DeviceChoice,
+    device: DeviceChoice,
+    /// Compile CUDA kernels anew, and keep none for the next start.
+    #[arg(long)]
+    no_kernel_cache: bool,
+}
+
+impl DeviceFlag {
+    /// The device to open; how its kernels are cached is settled with it.
+    pub fn choice(&self) -> DeviceChoice {
+        if self.no_kernel_cache {
+            acrlpd::gpu::without_kernel_cache();
+        }
+        self.device
+    }
+}
+
+/// A type that models are stored in.
+pub fn storage(text: &str) -> Result<DType, String> {
+    match text {
+        "float32" | "f32" => Ok(DType::F32),
+        "bfloat16" | "bf16" => Ok(DType::Bf16),
+        "float16" | "f16" => Ok(DType::F16),
+        _ => Err(format!(
+            "`{text}` is no type a model is stored in; use float32, bfloat16 or float16"
+        )),
+    }
 }
 
 /// How much of the device.

@@ -1,0 +1,148 @@
+//! How long a launch takes: spans of several launches between two timestamps of the device, over copies of the operands
+//! that do not fit into its caches together.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::work::Work;
+use crate::gpu::{Caps, Gpu, Result};
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Copies of the operands hold at least this much together.
+    pub rotate_bytes: u64,
+    pub max_copies: usize,
+    /// Launches between two timestamps take at least this long together: what reading a clock costs must not count.
+    pub span: Duration,
+    pub max_launches: usize,
+    /// A case is measured until this is used up, and at least `least_spans` times.
+    pub budget: Duration,
+    pub least_spans: usize,
+    pub most_spans: usize,
+}
+
+impl Pace {
+    /// For a device. The largest cache of any GPU today is 128 MB (B200), of a workstation's card 96 MB; twice that is
+    /// rotated. A processor that poses as a GPU has some 30 MB for each of its users, and its launches are slow.
+    pub fn of(caps: &Caps) -> Pace {
+        if caps.software {
+            return Pace {
+                rotate_bytes: 64 << 20,
+                max_copies: 4,
+                span: Duration::from_micros(500),
+                max_launches: 16,
+                budget: Duration::from_millis(60),
+                least_spans: 3,
+                most_spans: 31,
+            };
+        }
+        Pace {
+            rotate_bytes: 256 << 20,
+            max_copies: 64,
+            span: Duration::from_millis(1),
+            max_launches: 256,
+            budget: Duration::from_millis(200),
+            least_spans: 7,
+            most_spans: 101,
+        }
+    }
+
+    /// Copies of work that holds so many bytes, on a device with so much memory.
+    pub fn copies(&self, held: u64, memory: Option<u64>) -> usize {
+        let wanted = self.rotate_bytes.div_ceil(held.max(1)).clamp(1, self.max_copies as u64);
+        let fit = memory.map_or(wanted, |bytes| (bytes / 2 / held.max(1)).max(1));
+        wanted.min(fit) as usize
+    }
+}
+
+/// Times in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    pub median_ms: f64,
+    pub p10_ms: f64,
+    pub p90_ms: f64,
+}
+
+impl Spread {
+    /// Of times in seconds, at least one.
+    pub fn of(mut seconds: Vec<f64>) -> Spread {
+        seconds.sort_by(f64::total_cmp);
+        let at = |q: f64| 1e3 * seconds[((seconds.len() - 1) as f64 * q).round() as usize];
+        Spread {
+            median_ms: at(0.5),
+            p10_ms: at(0.1),
+            p90_ms: at(0.9),
+        }
+    }
+}
+
+/// The times of one case.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timed {
+    pub spread: Spread,
+    /// Spans measured, and launches of each.
+    pub spans: usize,
+    pub launches: usize,
+}
+
+/// Times the copies of one case. The last span launches every copy once on fresh outputs: what it leaves is what is
+/// checked.
+///
+/// # Errors
+/// A device that failed.
+pub fn measure(gpu: &Gpu, copies: &[Work], pace: &Pace) -> Result<Timed> {
+    let launchers: Vec<_> = copies.iter().map(Work::launcher).collect();
+    let mut next = 0;
+    let mut span = |launches: usize| -> Result<f64> {
+        let first = next;
+        next += launches;
+        let work = || (first..first + launches).for_each(|i| launchers[i % launchers.len()](gpu));
+        Ok(gpu.timed(work)?.as_secs_f64() / launches as f64)
+    };
+    // The first compiles, the second finds memory and clocks as they will be.
+    span(1)?;
+    let rough = span(launchers.len())?.max(1e-9);
+    let launches = ((pace.span.as_secs_f64() / rough).ceil() as usize).clamp(1, pace.max_launches);
+    span(launches)?;
+    let (began, mut seconds) = (Instant::now(), Vec::new());
+    while seconds.len() + 1 < pace.least_spans || (began.elapsed() < pace.budget && seconds.len() + 1 < pace.most_spans)
+    {
+        seconds.push(span(launches)?);
+    }
+    copies.iter().for_each(|copy| copy.reset(gpu));
+    gpu.sync()?;
+    let last = span(launchers.len())?;
+    // A span of fewer launches than the others' would count the clock.
+    if launchers.len() >= launches || seconds.is_empty() {
+        seconds.push(last);
+    }
+    Ok(Timed {
+        spans: seconds.len(),
+        spread: Spread::of(seconds),
+        launches,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_exceed_caches_but_not_memory() {
+        let pace = Pace::of(&Caps::planning());
+        assert_eq!(pace.copies(1 << 20, None), 64);
+        assert_eq!(pace.copies(100 << 20, None), 3);
+        assert_eq!(pace.copies(1 << 30, Some(80 << 30)), 1);
+        assert_eq!(pace.copies(100 << 20, Some(300 << 20)), 1);
+        assert_eq!(pace.copies(0, None), 64);
+    }
+
+    #[test]
+    fn medians_and_percentiles() {
+        let s = Spread::of((1..=11).rev().map(|i| i as f64 * 1e-3).collect());
+        assert_eq!([s.median_ms, s.p10_ms, s.p90_ms].map(f64::round), [6.0, 2.0, 10.0]);
+        assert_eq!(Spread::of(vec![2.0]).p90_ms, 2e3);
+    }
+}

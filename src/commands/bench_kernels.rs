@@ -1,0 +1,330 @@
+//! `acrlpd bench kernels`: every op on the shapes of the step.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use acrlpd::bench::results::{FORMAT, REGRESSION};
+use acrlpd::bench::{self, Case, Pace, Results, Row, Status, shapes};
+use acrlpd::gpu::{DType, Gpu, Roofline};
+use acrlpd::ops::roofline;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::flags::{DeviceFlag, storage};
+use super::table::{number, table};
+use super::{FAILED, Outcome};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    device: DeviceFlag,
+    /// How activations and weights are stored: float32, bfloat16 or float16 (f32, bf16, f16). Critics, gradients and sums
+    /// are f32 always.
+    #[arg(long, default_value = "float32", value_name = "TYPE", value_parser = storage)]
+    dtype: DType,
+    /// Only cases whose name contains this; may be repeated.
+    #[arg(long, value_name = "PATTERN")]
+    filter: Vec<String>,
+    /// Small shapes and few measurements, as on devices that are CPUs.
+    #[arg(long)]
+    quick: bool,
+    /// Stop after so long: what was not reached is skipped.
+    #[arg(long, value_name = "N")]
+    minutes: Option<f64>,
+    /// Print the cases instead of measuring them; needs no device. With --json, for a peer.
+    #[arg(long, conflicts_with_all = ["save", "compare", "peer", "from"])]
+    list: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Also write the results to this file.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Show the results in this file instead of measuring.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["save", "quick"])]
+    from: Option<PathBuf>,
+    /// Earlier results: how much faster each case is now; regressions beyond 5 % are marked.
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// Results of benches/peers/kernels.py: how fast each case is beside the peer's best way.
+    #[arg(long, value_name = "FILE")]
+    peer: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    // Files first: what is wrong with them can be said without a device.
+    let beside = |path: &Option<PathBuf>| path.as_deref().map(Results::read).transpose();
+    let (compare, peer) = (beside(&args.compare)?, beside(&args.peer)?);
+    let results = match &args.from {
+        Some(path) => {
+            let mut results = Results::read(path)?;
+            let wanted =
+                |row: &Row| args.filter.is_empty() || args.filter.iter().any(|p| row.name.contains(p.as_str()));
+            results.rows.retain(wanted);
+            anyhow::ensure!(
+                !results.rows.is_empty(),
+                "{}: no row has a name with {}",
+                path.display(),
+                patterns(args)
+            );
+            if !args.json {
+                heading(
+                    &results.device,
+                    &results.dtype,
+                    results.quick,
+                    results.roofline.as_ref(),
+                );
+            }
+            results
+        }
+        None if args.list => return list(args),
+        None => measure(args)?,
+    };
+    for (other, path) in [(&compare, &args.compare), (&peer, &args.peer)] {
+        if let (Some(other), Some(path)) = (other, path) {
+            results.comparable(other, path)?;
+        }
+    }
+    if let Some(path) = &args.save {
+        results.write(path)?;
+    }
+    if args.json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&joined(&results, compare.as_ref(), peer.as_ref())?)?
+        );
+    } else {
+        print(&results, compare.as_ref(), peer.as_ref());
+    }
+    Ok(if results.passed() { 0 } else { FAILED })
+}
+
+fn patterns(args: &Args) -> String {
+    args.filter
+        .iter()
+        .map(|p| format!("`{p}`"))
+        .collect::<Vec<_>>()
+        .join(" or ")
+}
+
+fn cases(args: &Args, quick: bool) -> anyhow::Result<Vec<Case>> {
+    let cases = bench::filtered(shapes::cases(quick)?, &args.filter);
+    anyhow::ensure!(
+        !cases.is_empty(),
+        "no case has a name with {}; `acrlpd bench kernels --list` prints all of them",
+        patterns(args)
+    );
+    Ok(cases)
+}
+
+fn list(args: &Args) -> Outcome {
+    let dtype = args.dtype;
+    let listed: Vec<_> = cases(args, args.quick)?.iter().map(|case| case.listed(dtype)).collect();
+    if args.json {
+        let all = serde_json::json!({ "format": FORMAT, "dtype": dtype.name(), "quick": args.quick, "cases": listed });
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&all)?))?;
+        return Ok(0);
+    }
+    let mut t = table(&["case", "GFLOP", "MB"], 1);
+    for one in &listed {
+        t.add_row([
+            one.case.name.clone(),
+            number(one.flops * 1e-9),
+            number(one.bytes * 1e-6),
+        ]);
+    }
+    super::print(&format!("{t}\n{} cases, {}\n", listed.len(), dtype.name()))?;
+    Ok(0)
+}
+
+fn measure(args: &Args) -> anyhow::Result<Results> {
+    let dtype = args.dtype;
+    let began = Instant::now();
+    let mut gpu = Gpu::open(args.device.choice())?;
+    let caps = gpu.caps().clone();
+    anyhow::ensure!(
+        caps.stores(dtype),
+        "{} does not store {}; choose another --dtype (`acrlpd doctor` lists what it stores)",
+        caps.name,
+        dtype.name()
+    );
+    let quick = args.quick || caps.software;
+    let cases = cases(args, quick)?;
+    let pace = Pace::of(&caps);
+    let best = roofline::measure(&gpu, dtype)?;
+    if !args.json {
+        heading(&caps.name, dtype.name(), quick, Some(&best));
+    }
+    let bar = progress(cases.len());
+    let mut rows = Vec::new();
+    for case in &cases {
+        bar.set_message(case.name.clone());
+        if args
+            .minutes
+            .is_some_and(|minutes| began.elapsed().as_secs_f64() > 60.0 * minutes)
+        {
+            rows.push(bench::row(case, dtype, Status::Skipped, "the time was up"));
+            continue;
+        }
+        match bench::measure(&gpu, case, dtype, &best, &pace) {
+            Ok(row) => rows.push(row),
+            Err(error) => {
+                rows.push(bench::row(case, dtype, Status::Failed, &error.to_string()));
+                // Errors of a device stick: go on with a fresh one, or not at all.
+                drop(gpu);
+                gpu = Gpu::open(args.device.choice())?;
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(Results {
+        format: FORMAT,
+        program: format!("acrlpd {}", env!("CARGO_PKG_VERSION")),
+        device: caps.name,
+        api: caps.api.to_string(),
+        dtype: dtype.name().into(),
+        quick,
+        roofline: Some(best),
+        rows,
+    })
+}
+
+fn heading(device: &str, dtype: &str, quick: bool, best: Option<&Roofline>) {
+    let reached = best.map_or(String::new(), |best| {
+        let (product, copy) = (best.flops_per_s * 1e-12, best.bytes_per_s * 1e-9);
+        format!("; best product {} TFLOP/s, copy {} GB/s", number(product), number(copy))
+    });
+    println!("{device}, {dtype}{reached}");
+    if quick {
+        println!("quick: shapes scaled down (widths to an eighth, two samples)");
+    }
+    println!();
+}
+
+fn progress(cases: usize) -> ProgressBar {
+    let bar = ProgressBar::new(cases as u64);
+    if std::io::stderr().is_terminal() {
+        let style = "{wide_bar} {pos}/{len} · {msg} · {eta} left";
+        bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    } else {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    bar
+}
+
+/// The results with their ratios, for programs.
+fn joined(results: &Results, old: Option<&Results>, peer: Option<&Results>) -> anyhow::Result<serde_json::Value> {
+    let mut all = serde_json::to_value(results)?;
+    let rows = all["rows"].as_array_mut().into_iter().flatten();
+    for (json, row) in rows.zip(&results.rows) {
+        for (key, other) in [("of_old", old), ("of_peer", peer)] {
+            if let Some(ratio) = other.and_then(|other| other.ratio(row)) {
+                json[key] = ratio.into();
+            }
+        }
+        json["tflops"] = row.tflops().into();
+        json["gigabytes_per_s"] = row.gigabytes_per_s().into();
+    }
+    Ok(all)
+}
+
+fn print(results: &Results, old: Option<&Results>, peer: Option<&Results>) {
+    let mut header = vec![
+        "case",
+        "kernel",
+        "median ms",
+        "p10",
+        "p90",
+        "TFLOP/s",
+        "GB/s",
+        "roofline",
+        "check",
+    ];
+    header.extend(old.map(|_| "of old"));
+    header.extend(peer.map(|_| "of peer"));
+    let mut t = table(&header, 2);
+    for row in &results.rows {
+        let s = &row.spread;
+        let timed = |text: String| if row.timed() { text } else { "-".into() };
+        let mut cells = vec![
+            row.name.clone(),
+            row.kernel.clone(),
+            timed(number(s.median_ms)),
+            timed(number(s.p10_ms)),
+            timed(number(s.p90_ms)),
+            if row.flops > 0.0 {
+                timed(number(row.tflops()))
+            } else {
+                String::new()
+            },
+            timed(number(row.gigabytes_per_s())),
+            timed(format!("{:.1} %", 100.0 * row.of_roofline)),
+            verdict(row),
+        ];
+        if let Some(old) = old {
+            let marked = |r: f64| format!("{r:.2}{}", if r < REGRESSION { " SLOWER" } else { "" });
+            cells.push(old.ratio(row).map_or("-".into(), marked));
+        }
+        if let Some(peer) = peer {
+            let best = peer.ratio(row).zip(peer.best(&row.name));
+            cells.push(best.map_or("-".into(), |(r, p)| format!("{r:.2} {}", p.kernel)));
+        }
+        t.add_row(cells);
+    }
+    println!("{t}");
+    summary(results, old, peer);
+}
+
+fn verdict(row: &Row) -> String {
+    match row.status {
+        Status::Ok => format!("ok {:.2}", row.check.worst),
+        Status::Wrong => "WRONG".into(),
+        Status::Failed => "FAILED".into(),
+        Status::Skipped => "skipped".into(),
+    }
+}
+
+fn summary(results: &Results, old: Option<&Results>, peer: Option<&Results>) {
+    let count = |status| results.rows.iter().filter(|row| row.status == status).count();
+    println!(
+        "{} cases right, {} wrong, {} failed, {} skipped",
+        count(Status::Ok),
+        count(Status::Wrong),
+        count(Status::Failed),
+        count(Status::Skipped)
+    );
+    if let Some(old) = old {
+        if old.device != results.device {
+            println!("note: the earlier results are of {}", old.device);
+        }
+        let slower = results
+            .rows
+            .iter()
+            .filter(|row| old.ratio(row).is_some_and(|r| r < REGRESSION))
+            .count();
+        println!("{slower} cases slower than before by more than 5 %");
+    }
+    if let Some(peer) = peer {
+        println!(
+            "beside {} on {}, geometric means of all cases that both have:",
+            peer.program, peer.device
+        );
+        let mut ops: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for row in &results.rows {
+            let op = row.name.split('/').next().unwrap_or_default();
+            ops.entry(op).or_default().extend(peer.ratio(row).map(f64::ln));
+        }
+        for (op, logs) in ops.iter().filter(|(_, logs)| !logs.is_empty()) {
+            println!(
+                "  {op}: {:.2} ({} cases)",
+                (logs.iter().sum::<f64>() / logs.len() as f64).exp(),
+                logs.len()
+            );
+        }
+    }
+    for row in results.rows.iter().filter(|row| row.why.is_some()) {
+        println!("{}: {}", row.name, row.why.as_deref().unwrap_or_default());
+    }
+}
