@@ -42,7 +42,7 @@ impl Gpu {
     /// A CUDA device of compute capability `arch` whose kernels are built by the C++ compiler of this machine and run on
     /// its CPU: slow and exact, for tests and debugging.
     pub fn emulated_cuda(arch: u32) -> Result<Gpu> {
-        emulator::compiler()?;
+        emulator::available()?;
         cuda_without_device(arch, Api::CudaEmulated)
     }
 }

@@ -74,7 +74,7 @@ impl std::fmt::Debug for Emulator {
 }
 
 /// The C++ compiler that programs are built with: `CXX`, or the first of the usual names that answers.
-pub(super) fn compiler() -> Result<PathBuf> {
+fn compiler() -> Result<PathBuf> {
     let named = std::env::var_os("CXX").map(PathBuf::from);
     let usual = COMPILERS.iter().map(PathBuf::from);
     let answers = |path: &PathBuf| {
@@ -92,6 +92,19 @@ pub(super) fn compiler() -> Result<PathBuf> {
             why: "there is no C++ compiler".into(),
             fix: "install g++ or clang, or name one in CXX".into(),
         })
+}
+
+/// Whether there is what an emulated device needs: a compiler, and a folder for programs if one is named.
+pub(super) fn available() -> Result<()> {
+    compiler()?;
+    let Some(folder) = std::env::var_os("ACRLPD_EMULATOR_CACHE") else {
+        return Ok(());
+    };
+    std::fs::create_dir_all(&folder).map_err(|e| GpuError::Unavailable {
+        device: "emulated".into(),
+        why: format!("the folder {} cannot be made: {e}", folder.display()),
+        fix: "name another one in ACRLPD_EMULATOR_CACHE".into(),
+    })
 }
 
 /// A tensor map as `emulated.h` reads it.
