@@ -82,8 +82,8 @@ fn plan_counts_the_steps_of_the_full_model() {
 fn plan_knows_what_costs_memory() {
     let peak = |flags: &[&str]| plan(flags)["peak_bytes"].as_u64().expect("bytes");
     let full = peak(&[]);
-    assert!(peak(&["--set=acrlpd.remat=mlp"]) < full);
-    assert!(peak(&["--set=acrlpd.remat=full"]) < peak(&["--set=acrlpd.remat=mlp"]));
+    assert!(peak(&["--set=memory.remat=mlp"]) < full);
+    assert!(peak(&["--set=memory.remat=full"]) < peak(&["--set=memory.remat=mlp"]));
     assert!(peak(&["--set=acrlpd.use_ema=false"]) < full);
     assert!(peak(&["--set=acrlpd.freeze=[\"vision\"]"]) < full);
     // Lion has no second moment: four bytes less for every parameter.

@@ -50,6 +50,7 @@ fn show_says_where_each_value_comes_from() {
     assert!(line("discount = 0.9").ends_with("# --set acrlpd.discount"), "{shown}");
     assert!(line("batch_size = 256").contains("rl_libero"), "{shown}");
     assert!(line("#weights is unset").ends_with("# default"), "{shown}");
+    assert!(line("#remat is unset: \"none\"").contains("rl_libero"), "{shown}");
     assert!(
         line(&format!("# `{file}` line 3: `bc_weight`")).ends_with("is acrlpd.bc_loss_weight"),
         "{shown}"

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use acrlpd::config::{ActorObjective, Config, Features, Part, QAggregation};
+use acrlpd::config::{ActorObjective, Config, Features, MemoryPreset, Part, QAggregation, Remat};
 use acrlpd::data::{Boundary, CameraSpec, RewardMode};
 use tempfile::TempDir;
 
@@ -311,6 +311,33 @@ fn relative_paths_start_beside_the_file() {
     let mut c = Config::load("debug").unwrap();
     c.set("data.path", "here").unwrap();
     assert_eq!(c.data.path, Some(std::env::current_dir().unwrap().join("here")));
+}
+
+/// A key of `[memory]` holds whatever the preset is, from whichever layer it comes; an old spelling is noted.
+#[test]
+fn the_memory_preset_fills_what_is_not_given() {
+    let prompt = "data.prompt_from_task = true\n";
+    assert_eq!(parse(prompt).remat(), Remat::None);
+    let tight = parse(&format!("{prompt}memory.preset = \"tight\"\n"));
+    assert_eq!((tight.memory.preset, tight.remat()), (MemoryPreset::Tight, Remat::Mlp));
+    let dir = folder(&[
+        ("tight.toml", "base = \"debug\"\nmemory.preset = \"tight\"\n"),
+        ("old.toml", "base = \"tight.toml\"\n[acrlpd]\nremat = \"full\"\n"),
+        ("unset.json", "{\"base\": \"old.toml\", \"memory\": {\"remat\": null}}"),
+    ]);
+    assert_eq!(load(dir.path().join("tight.toml")).unwrap().remat(), Remat::Mlp);
+    let old = load(dir.path().join("old.toml")).unwrap();
+    assert_eq!((old.memory.remat, old.remat()), (Some(Remat::Full), Remat::Full));
+    let notes: Vec<String> = old.notes().iter().map(ToString::to_string).collect();
+    assert!(
+        notes
+            .iter()
+            .any(|n| n.contains("`acrlpd.remat`") && n.contains("memory.remat")),
+        "{notes:?}"
+    );
+    assert_eq!(load(dir.path().join("unset.json")).unwrap().remat(), Remat::Mlp);
+    let again = Config::parse(&old.to_toml(), "again.toml").unwrap();
+    assert_eq!((again.remat(), again.memory), (Remat::Full, old.memory));
 }
 
 #[test]

@@ -219,7 +219,7 @@ fn defaults_are_the_original_s() {
         (1.0, 1.0, 1.0)
     );
     assert_eq!(
-        (a.critic_loss, a.features, a.remat),
+        (a.critic_loss, a.features, c.remat()),
         (CriticLoss::Huber, Features::Embedding, Remat::None)
     );
     assert!(!a.feature_grad && !a.separate_prefixes && a.freeze.is_empty());

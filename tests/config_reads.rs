@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use acrlpd::config::Config;
 
 /// Types of tables, and where they are.
-const TABLES: [(&str, &[&str]); 9] = [
+const TABLES: [(&str, &[&str]); 10] = [
     ("Config", &[""]),
     ("Model", &["model"]),
     ("DimsOverride", &["model.dims"]),
@@ -21,6 +21,7 @@ const TABLES: [(&str, &[&str]); 9] = [
     ("Critic", &["critic"]),
     ("Optimizers", &["optimizer"]),
     ("Optimizer", &["optimizer.actor", "optimizer.critic"]),
+    ("Memory", &["memory"]),
     ("Data", &["data"]),
 ];
 

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::ConfigError;
 use super::schedule::Schedule;
-use super::schema::{Config, DimsOverride, ExpertVariant, Optimizer, PaligemmaVariant, QAggregation};
+use super::schema::{
+    Config, DimsOverride, ExpertVariant, MemoryPreset, Optimizer, PaligemmaVariant, QAggregation, Remat,
+};
 use crate::data::aloha::{ALOHA_DELTAS, ALOHA_DIM};
 use crate::data::transforms::mask;
 use crate::data::{CameraSpec, DataSpec, NormKind, Place, PromptSource};
@@ -134,6 +136,23 @@ impl Config {
     /// How the actor loss makes one value of an ensemble's.
     pub fn actor_q_aggregation(&self) -> QAggregation {
         self.acrlpd.actor_q_aggregation.unwrap_or(self.acrlpd.q_aggregation)
+    }
+
+    /// What backward recomputes.
+    pub fn remat(&self) -> Remat {
+        self.memory.remat.unwrap_or(match self.memory.preset {
+            MemoryPreset::Exact => Remat::None,
+            MemoryPreset::Tight => Remat::Mlp,
+        })
+    }
+
+    /// What an unset key of `[memory]` is, as TOML; `None` for any other key.
+    pub(super) fn by_preset(&self, key: &str) -> Option<String> {
+        let value = match key {
+            "memory.remat" => self.remat().to_string(),
+            _ => return None,
+        };
+        Some(format!("\"{value}\""))
     }
 
     /// Weights of the ensemble's members in [`QAggregation::Weighted`], `[E]`, summing to one.

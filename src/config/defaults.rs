@@ -26,6 +26,7 @@ impl Default for Config {
             qchunking: QChunking::default(),
             critic: Critic::default(),
             optimizer: Optimizers::default(),
+            memory: Memory::default(),
             data: Data::default(),
             origins: Origins::default(),
         }
@@ -88,7 +89,6 @@ impl Default for Acrlpd {
             enable_batch_ratio_control: true,
             chain_batches: 1,
             separate_prefixes: false,
-            remat: Remat::None,
             freeze: Vec::new(),
         }
     }
@@ -137,6 +137,15 @@ impl Default for Optimizer {
             warmup_steps: 2000,
             decay_steps: 200_000,
             lr_min_factor: 0.1,
+        }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory {
+            preset: MemoryPreset::Exact,
+            remat: None,
         }
     }
 }

@@ -43,6 +43,7 @@ pub struct Config {
     pub qchunking: QChunking,
     pub critic: Critic,
     pub optimizer: Optimizers,
+    pub memory: Memory,
     pub data: Data,
     /// Where each value was written, for error messages.
     #[serde(skip)]
@@ -157,8 +158,6 @@ pub struct Acrlpd {
     pub chain_batches: usize,
     /// Compute a prefix for each loss, as the original does, instead of one for all.
     pub separate_prefixes: bool,
-    /// What backward recomputes instead of keeping it.
-    pub remat: Remat,
     /// Parts of π₀ that are not trained.
     pub freeze: Vec<Part>,
 }
@@ -206,6 +205,15 @@ pub struct Optimizer {
     /// Step at which it has fallen to `lr_min_factor` of the peak, counted from the start of the run.
     pub decay_steps: u64,
     pub lr_min_factor: f64,
+}
+
+/// `[memory]`: what lies in the device's memory, and how. What is `None` is as the preset says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Memory {
+    pub preset: MemoryPreset,
+    /// What backward recomputes instead of keeping it.
+    pub remat: Option<Remat>,
 }
 
 /// `[data]`: the dataset and how it is read.
@@ -323,6 +331,15 @@ spellings! {
     ActorObjective {
         BestOfN = "best_of_n",
         MeanN = "mean_n",
+    }
+}
+spellings! {
+    /// What `[memory]` is where it says nothing else.
+    MemoryPreset {
+        /// States in float32 on the device, nothing computed twice.
+        Exact = "exact",
+        /// For smaller cards.
+        Tight = "tight",
     }
 }
 spellings! {

@@ -13,7 +13,7 @@ const WIDEST: usize = 70;
 
 impl Config {
     /// Every key with its value, and where that was written as a comment. It is TOML, and [`Config::parse`] gives an
-    /// equal configuration back; keys that are unset are commented out.
+    /// equal configuration back; keys that are unset are commented out, with what `memory.preset` makes of them.
     pub fn show(&self) -> String {
         let mut rows = Vec::new();
         let mut table = String::new();
@@ -36,7 +36,13 @@ impl Config {
                     );
                 }
                 Some(value) => rows.push((format!("{name} = {value}"), place)),
-                None => rows.push((format!("#{name} is unset"), place)),
+                None => rows.push(match self.by_preset(key) {
+                    Some(value) => (
+                        format!("#{name} is unset: {value}"),
+                        Some(self.origins.of("memory.preset")),
+                    ),
+                    None => (format!("#{name} is unset"), place),
+                }),
             }
         }
         let width = |text: &str| text.chars().count();

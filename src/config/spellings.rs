@@ -2,7 +2,8 @@
 
 use toml::Value;
 
-/// Other spellings: the original's synonyms, the flat names of its command line, and its switches that became choices.
+/// Other spellings: the original's synonyms, the flat names of its command line, its switches that became choices, and
+/// keys that moved.
 pub const ALIASES: &[(&str, &str, Translate)] = &[
     ("max_steps", "num_train_steps", same),
     ("max_checkpoints_to_keep", "keep_checkpoints", same),
@@ -62,6 +63,7 @@ pub const ALIASES: &[(&str, &str, Translate)] = &[
     ("critic.q_aggregation", "acrlpd.q_aggregation", same),
     ("critic.hidden_dims", "acrlpd.critic_hidden_dims", same),
     ("critic.features", "acrlpd.features", same),
+    ("acrlpd.remat", "memory.remat", same),
 ];
 
 /// Turns the value of an alias into that of the key it stands for; `None`: it must be true or false.

@@ -15,7 +15,7 @@ const AGAIN: &str = "run again, with --resume if a checkpoint was saved; if it r
 const REPORT: &str = "this is a mistake of the program or of a kernel: please report it with the command line";
 const NEWER_DRIVER: &str = "update the NVIDIA driver, or put an older NVRTC first in LD_LIBRARY_PATH";
 /// What makes a step smaller, or leaves it more room.
-pub(super) const SMALLER: &str = "use a smaller micro-batch (acrlpd.gradient_accumulation_steps), acrlpd.remat or a lower --memory-fraction, and see \
+pub(super) const SMALLER: &str = "use a smaller micro-batch (acrlpd.gradient_accumulation_steps), memory.preset or a lower --memory-fraction, and see \
      with `nvidia-smi` whether another program holds memory";
 
 const CODES: [Code; 26] = [

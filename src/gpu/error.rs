@@ -35,7 +35,7 @@ pub enum GpuError {
     /// Device memory is exhausted.
     #[error(
         "{device} has no room for {bytes} more bytes in {arena} ({used} bytes in use); use a smaller micro-batch, \
-         gradient accumulation or acrlpd.remat"
+         gradient accumulation or memory.preset"
     )]
     OutOfMemory {
         arena: String,
@@ -46,7 +46,7 @@ pub enum GpuError {
     /// The step cannot fit, which is known before anything is allocated.
     #[error(
         "a step needs {needs} bytes, but only {room} of {device} may be used; use a smaller micro-batch (more gradient \
-         accumulation steps), acrlpd.remat or a higher --memory-fraction"
+         accumulation steps), memory.preset or a higher --memory-fraction"
     )]
     TooLarge { device: String, needs: u64, room: u64 },
     /// A kernel did not compile, or the driver refused a launch.

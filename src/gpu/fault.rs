@@ -254,7 +254,7 @@ mod tests {
             (
                 unwrap("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"),
                 "no memory left (CUDA_ERROR_OUT_OF_MEMORY)",
-                "acrlpd.remat",
+                "memory.preset",
             ),
             (
                 unwrap("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access\")"),

@@ -44,7 +44,7 @@ pub fn step_config(config: &Config) -> StepConfig {
             language: !frozen(Part::Language),
             expert: !frozen(Part::Expert),
         },
-        remat: match a.remat {
+        remat: match config.remat() {
             config::Remat::None => Remat::None,
             config::Remat::Mlp => Remat::Mlp,
             config::Remat::Full => Remat::Full,
