@@ -93,6 +93,13 @@ fn plan_knows_what_costs_memory() {
         (saved as f64 / (4 * all) as f64 - 1.0).abs() < 1e-3,
         "{saved} bytes of {all} parameters"
     );
+    // Two moments of 8 bytes become two codes and two scales for every 256 values.
+    let saved = full - peak(&["--set=memory.moments=blockwise8"]);
+    let pi0 = all as f64 * (8.0 - 2.0 * 260.0 / 256.0);
+    assert!(
+        saved as f64 > 0.9 * pi0 && saved as f64 <= pi0,
+        "{saved} bytes of {pi0}"
+    );
     let (table, _) = expect(1, &["plan", "--config=rl_fold_box", "--device-memory=24GB"]);
     assert!(table.contains("does NOT fit"), "{table}");
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use acrlpd::config::{ActorObjective, Config, Features, MemoryPreset, Part, QAggregation, Remat};
+use acrlpd::config::{ActorObjective, Config, Features, MemoryPreset, Moments, Part, QAggregation, Remat};
 use acrlpd::data::{Boundary, CameraSpec, RewardMode};
 use tempfile::TempDir;
 
@@ -317,9 +317,11 @@ fn relative_paths_start_beside_the_file() {
 #[test]
 fn the_memory_preset_fills_what_is_not_given() {
     let prompt = "data.prompt_from_task = true\n";
-    assert_eq!(parse(prompt).remat(), Remat::None);
+    let exact = parse(prompt);
+    assert_eq!((exact.remat(), exact.moments()), (Remat::None, Moments::Float32));
     let tight = parse(&format!("{prompt}memory.preset = \"tight\"\n"));
     assert_eq!((tight.memory.preset, tight.remat()), (MemoryPreset::Tight, Remat::Mlp));
+    assert_eq!(tight.moments(), Moments::Blockwise8);
     let dir = folder(&[
         ("tight.toml", "base = \"debug\"\nmemory.preset = \"tight\"\n"),
         ("old.toml", "base = \"tight.toml\"\n[acrlpd]\nremat = \"full\"\n"),

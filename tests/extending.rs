@@ -66,7 +66,7 @@ fn every_excerpt_is_in_the_file_it_names() {
 fn an_excerpt_that_is_out_of_date_is_noticed() {
     let page = file("docs/EXTENDING.md").unwrap();
     for (now, then) in [
-        ("sign(beta1 * mm[k]", "sign(beta2 * mm[k]"),
+        ("lion_direction(mm[k], c, beta1)", "lion_direction(mm[k], c, beta2)"),
         ("Erase = \"erase\";", "Erase = \"random_erasing\";"),
         ("```rust src/ops/smoothness.rs", "```rust src/ops/jerk.rs"),
         ("```rust src/model/critic_networks.rs", "```text"),

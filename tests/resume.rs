@@ -136,6 +136,31 @@ fn lion_smoothness_erasing_and_residual_critics_go_on_exactly() {
     goes_on_exactly(2, &[&TINY[..], &flags].concat(), &[]);
 }
 
+/// Moments in 8 bits, π₀'s prefix computed twice in part.
+#[test]
+fn tight_memory_goes_on_exactly() {
+    let tight = ["--set=memory.preset=tight", "--grad-accum=2", "--log-interval=2"];
+    goes_on_exactly(3, &[&TINY[..], &tight].concat(), &[]);
+}
+
+/// Checkpoints hold moments as f32 numbers, so that either way of keeping them goes on from the other.
+#[test]
+fn moments_change_their_form_on_the_way() {
+    let runs = Runs::new();
+    let start = ["--save-interval=2", "--max-steps=2", "--set=memory.moments=blockwise8"];
+    runs.tiny(0, "x", &start);
+    for (end, moments) in [("3", "float32"), ("4", "blockwise8")] {
+        let flags = [
+            "--resume",
+            "--save-interval=1",
+            &format!("--max-steps={end}"),
+            &format!("--set=memory.moments={moments}"),
+        ];
+        let (_, err) = runs.tiny(0, "x", &flags);
+        assert!(err.contains("memory.moments") && err.contains(moments), "{err}");
+    }
+}
+
 /// Kills a run again and again, wherever it is, until it has done its steps.
 #[test]
 fn a_run_that_is_killed_again_and_again_ends_with_the_same_bits() {

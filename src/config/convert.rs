@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::error::ConfigError;
 use super::schedule::Schedule;
 use super::schema::{
-    Config, DimsOverride, ExpertVariant, MemoryPreset, Optimizer, PaligemmaVariant, QAggregation, Remat,
+    Config, DimsOverride, ExpertVariant, MemoryPreset, Moments, Optimizer, PaligemmaVariant, QAggregation, Remat,
 };
 use crate::data::aloha::{ALOHA_DELTAS, ALOHA_DIM};
 use crate::data::transforms::mask;
@@ -146,10 +146,19 @@ impl Config {
         })
     }
 
+    /// How π₀'s optimizer moments are kept.
+    pub fn moments(&self) -> Moments {
+        self.memory.moments.unwrap_or(match self.memory.preset {
+            MemoryPreset::Exact => Moments::Float32,
+            MemoryPreset::Tight => Moments::Blockwise8,
+        })
+    }
+
     /// What an unset key of `[memory]` is, as TOML; `None` for any other key.
     pub(super) fn by_preset(&self, key: &str) -> Option<String> {
         let value = match key {
             "memory.remat" => self.remat().to_string(),
+            "memory.moments" => self.moments().to_string(),
             _ => return None,
         };
         Some(format!("\"{value}\""))

@@ -214,6 +214,8 @@ pub struct Memory {
     pub preset: MemoryPreset,
     /// What backward recomputes instead of keeping it.
     pub remat: Option<Remat>,
+    /// How π₀'s optimizer moments are kept.
+    pub moments: Option<Moments>,
 }
 
 /// `[data]`: the dataset and how it is read.
@@ -350,6 +352,14 @@ spellings! {
         Mlp = "mlp",
         /// Everything inside a block.
         Full = "full",
+    }
+}
+spellings! {
+    /// Storage of optimizer moments.
+    Moments {
+        Float32 = "float32",
+        /// 8 bits each, with a scale for every 256.
+        Blockwise8 = "blockwise8",
     }
 }
 spellings! {

@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 pub use super::store::{ParamStore, Scope};
 use crate::gpu::Caps;
+use crate::ops::blockwise;
 
-/// Groups start at multiples of this many elements, so that views are aligned for every device and type.
-pub(super) const ALIGN: usize = 128;
+/// Groups start at multiples of this many elements, so that views are aligned for every device and type, and no block of
+/// moments holds values of two of them.
+pub(super) const ALIGN: usize = blockwise::BLOCK;
 
 /// Which part of the system a unit belongs to: for freezing, and for norms in the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

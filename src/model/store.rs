@@ -6,6 +6,8 @@ use std::sync::Arc;
 use super::params::{ALIGN, ParamTensor, Part, Placement, Room};
 use crate::gpu::{DType, Gpu, Result, Tensor};
 use crate::ops::blocks::{self, Rect};
+use crate::ops::blockwise::{self, Format, Moment};
+use crate::ops::packed::{Open, Packed};
 use crate::ops::split::{self, Values};
 
 /// Memory for one value per parameter: weights, or gradients, or a moment, …
@@ -15,6 +17,8 @@ pub struct ParamStore {
     pages: Vec<Tensor>,
     /// Low halves of the values of each page, where the pages hold the high ones.
     low: Option<Vec<Tensor>>,
+    /// Which moment the pages hold in blocks of 8 bits, if they do, and what is written of each in part.
+    blocks: Option<(Moment, Vec<Open>)>,
     dtype: DType,
     /// Stands for groups without memory.
     absent: Tensor,
@@ -40,6 +44,7 @@ impl ParamStore {
         ParamStore {
             pages: pages(gpu, &placement.pages[..held.min(placement.pages.len())], dtype),
             low: None,
+            blocks: None,
             placement,
             dtype,
             absent,
@@ -53,6 +58,25 @@ impl ParamStore {
         let store = ParamStore {
             low: Some(low),
             ..ParamStore::new(gpu, placement, DType::Bf16, Scope::All)
+        };
+        store.clear(gpu);
+        store
+    }
+
+    /// Moments of the units that learn, zero, as `format` says.
+    pub fn moments(gpu: &Gpu, placement: Arc<Placement>, format: Format, moment: Moment) -> ParamStore {
+        if format == Format::Float32 {
+            return ParamStore::zeros(gpu, placement, DType::F32, Scope::Learning);
+        }
+        let held = &placement.pages[..placement.learning.min(placement.pages.len())];
+        let words: Vec<usize> = held.iter().map(|&len| blockwise::words(len)).collect();
+        let store = ParamStore {
+            pages: pages(gpu, &words, DType::U32),
+            low: None,
+            blocks: Some((moment, vec![Open::default(); words.len()])),
+            dtype: DType::U32,
+            absent: gpu.alloc_in(gpu.states(), DType::U32, [0]),
+            placement,
         };
         store.clear(gpu);
         store
@@ -84,13 +108,25 @@ impl ParamStore {
 
     /// A flat range of a page, as returned by [`Placement::segments`].
     pub fn segment(&self, (page, start, len): (usize, usize, usize)) -> Values {
-        self.page(page).slice(start, len)
+        let Some((_, open)) = &self.blocks else {
+            return self.page(page).slice(start, len);
+        };
+        // Who takes flat memory changes it.
+        open[page].clear();
+        let [start, len] = [start, len].map(blockwise::words);
+        self.pages[page].slice(start, [len]).into()
     }
 
     fn page(&self, page: usize) -> Values {
         Values {
             high: self.pages[page].clone(),
             low: self.low.as_ref().map(|low| low[page].clone()),
+            packed: self.blocks.as_ref().map(|(moment, open)| Packed {
+                moment: *moment,
+                start: 0,
+                len: self.placement.pages[page],
+                open: open[page].clone(),
+            }),
         }
     }
 

@@ -17,6 +17,7 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
+use super::blockwise::{self, Numbers, Rule8};
 use super::lanes::{Lanes, load, load_words, store, store_words};
 use super::optimizers::{Hyper, Rule};
 use super::split::{self, high_half, low_half, whole_of};
@@ -50,8 +51,9 @@ pub struct Flat<'a> {
     /// Low halves of the weights; absent: `p` is f32.
     pub low: Option<&'a Tensor>,
     pub g: &'a Tensor,
+    /// First moment, f32 or in [blocks](blockwise) of 8 bits.
     pub m: &'a Tensor,
-    /// Second moment; absent: the optimizer keeps none.
+    /// Second moment, in the same form; absent: the optimizer keeps none.
     pub v: Option<&'a Tensor>,
     /// EMA or target; absent: none is kept.
     pub average: Option<&'a Tensor>,
@@ -134,11 +136,23 @@ impl Rule for AdamW {
 /// If `flat` has no second moment.
 pub fn step(gpu: &Gpu, adam: AdamW, update: Update, control: &Control, group: usize, flat: Flat<'_>) {
     let v = flat.v.expect("AdamW has two moments");
-    let plan = flat.plan(gpu);
     let correction = |beta: f32| 1.0 - libm::pow(beta as f64, update.t as f64);
+    let unbias = [adam.beta1, adam.beta2].map(|beta| (1.0 / correction(beta)) as f32);
+    if blockwise::holds(flat.m) {
+        let numbers = Numbers {
+            rule: Rule8::AdamW,
+            beta1: adam.beta1,
+            beta2: adam.beta2,
+            eps: adam.eps,
+            decay: adam.weight_decay,
+            unbias,
+        };
+        return blockwise::step(gpu, numbers, update, control, group, flat);
+    }
+    let plan = flat.plan(gpu);
     launch!(
         gpu,
-        Cost::moving("adamw", plan.bytes + 2 * v.bytes()),
+        Cost::moving("adamw", plan.bytes + 2 * (flat.m.bytes() + v.bytes())),
         adamw_kernel,
         plan.count,
         plan.dim,
@@ -161,8 +175,8 @@ pub fn step(gpu: &Gpu, adam: AdamW, update: Update, control: &Control, group: us
             adam.beta2,
             adam.eps,
             adam.weight_decay,
-            (1.0 / correction(adam.beta1)) as f32,
-            (1.0 / correction(adam.beta2)) as f32,
+            unbias[0],
+            unbias[1],
             update.rate,
             plan.form,
             plan.lanes,
@@ -225,7 +239,7 @@ pub(super) struct Plan<'a> {
     pub types: [StorageType; 4],
     pub count: CubeCount,
     pub dim: CubeDim,
-    /// Moved for weights, gradients, the first moment, average and compute copies.
+    /// Moved for weights, gradients, average and compute copies.
     pub bytes: u64,
 }
 
@@ -241,8 +255,15 @@ impl<'a> Flat<'a> {
             away: compute.dtype() == DType::Bf16,
             halves: self.low.is_some(),
         };
-        let v = self.v.unwrap_or(self.m);
-        let lanes = Lanes::pick(gpu, &[n], &[self.p, low, self.g, self.m, v, average, compute]);
+        let mut moved = vec![self.p, low, self.g, average, compute];
+        // Moments in blocks are words of their own.
+        moved.extend(
+            [Some(self.m), self.v]
+                .into_iter()
+                .flatten()
+                .filter(|m| !blockwise::holds(m)),
+        );
+        let lanes = Lanes::pick(gpu, &[n], &moved);
         let [mut p, mut rest, states, copies] = lanes.types([self.p, low, self.g, compute]);
         if form.halves {
             (p, rest) = (split::words(self.p), split::words(low));
@@ -258,7 +279,7 @@ impl<'a> Flat<'a> {
             types: [p, rest, states, copies],
             count,
             dim,
-            bytes: 2 * (self.p.bytes() + self.g.bytes() + self.m.bytes())
+            bytes: 2 * (self.p.bytes() + self.g.bytes())
                 + twice(self.low)
                 + twice(self.average)
                 + self.compute.map_or(0, |t| t.bytes()),
@@ -333,10 +354,8 @@ fn adamw_kernel<P: Numeric, L: Numeric, S: Numeric, C: Numeric, W: Size, N: Size
             #[unroll]
             for k in 0..lanes.count {
                 let c = gg[k] * factor;
-                let first = beta1 * mm[k] + (1.0 - beta1) * c;
-                let second = beta2 * vv[k] + (1.0 - beta2) * c * c;
-                let step = first * unbias1 / (f32::sqrt(second * unbias2) + eps);
-                pp[k] = pp[k] - lr * (step + decay * pp[k]);
+                let (first, second) = adam_moments(mm[k], vv[k], c, beta1, beta2);
+                pp[k] = adam_step(pp[k], first, second, lr, eps, decay, unbias1, unbias2);
                 mm[k] = first;
                 vv[k] = second;
             }
@@ -346,6 +365,29 @@ fn adamw_kernel<P: Numeric, L: Numeric, S: Numeric, C: Numeric, W: Size, N: Size
         }
         store::<S, W, N>(g, g_at, Vector::zeroed(), lanes);
     }
+}
+
+/// The new moments, from the gradient `c`.
+#[cube]
+pub(super) fn adam_moments(m: f32, v: f32, c: f32, beta1: f32, beta2: f32) -> (f32, f32) {
+    (beta1 * m + (1.0 - beta1) * c, beta2 * v + (1.0 - beta2) * c * c)
+}
+
+/// The new weight, from the new moments.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn adam_step(
+    p: f32,
+    first: f32,
+    second: f32,
+    lr: f32,
+    eps: f32,
+    decay: f32,
+    unbias1: f32,
+    unbias2: f32,
+) -> f32 {
+    let step = first * unbias1 / (f32::sqrt(second * unbias2) + eps);
+    p - lr * (step + decay * p)
 }
 
 /// The weights of elements `i..`.

@@ -18,6 +18,7 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::adamw::{Control, Flat, Form, Update, moved, weights};
+use super::blockwise::{self, Numbers, Rule8};
 use super::lanes::{Lanes, load, store};
 use super::optimizers::{Hyper, Rule};
 use crate::gpu::launch::{View, launch};
@@ -45,10 +46,21 @@ impl Rule for Lion {
     }
 
     fn step(self, gpu: &Gpu, update: Update, control: &Control, group: usize, flat: Flat<'_>) {
+        if blockwise::holds(flat.m) {
+            let numbers = Numbers {
+                rule: Rule8::Lion,
+                beta1: self.beta1,
+                beta2: self.beta2,
+                eps: 0.0,
+                decay: self.weight_decay,
+                unbias: [1.0; 2],
+            };
+            return blockwise::step(gpu, numbers, update, control, group, flat);
+        }
         let plan = flat.plan(gpu);
         launch!(
             gpu,
-            Cost::moving("lion", plan.bytes),
+            Cost::moving("lion", plan.bytes + 2 * flat.m.bytes()),
             lion_kernel,
             plan.count,
             plan.dim,
@@ -83,6 +95,18 @@ impl Rule for Lion {
 #[cube]
 fn sign(x: f32) -> f32 {
     select(x > 0.0, 1.0, select(x < 0.0, -1.0, 0.0))
+}
+
+/// Where a weight moves, from the old moment and the gradient `c`.
+#[cube]
+pub(super) fn lion_direction(m: f32, c: f32, beta1: f32) -> f32 {
+    sign(beta1 * m + (1.0 - beta1) * c)
+}
+
+/// The new moment.
+#[cube]
+pub(super) fn lion_moment(m: f32, c: f32, beta2: f32) -> f32 {
+    beta2 * m + (1.0 - beta2) * c
 }
 
 #[cube(launch_unchecked)]
@@ -120,9 +144,9 @@ fn lion_kernel<P: Numeric, L: Numeric, S: Numeric, C: Numeric, W: Size, N: Size>
             #[unroll]
             for k in 0..lanes.count {
                 let c = gg[k] * factor;
-                let direction = sign(beta1 * mm[k] + (1.0 - beta1) * c);
+                let direction = lion_direction(mm[k], c, beta1);
                 pp[k] = pp[k] - lr * (direction + decay * pp[k]);
-                mm[k] = beta2 * mm[k] + (1.0 - beta2) * c;
+                mm[k] = lion_moment(mm[k], c, beta2);
             }
             store::<S, W, N>(m, m_at, mm, lanes);
             moved::<P, L, S, C, W, N>(p, low, average, compute, i, pp, rate, form, lanes);

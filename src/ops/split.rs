@@ -15,24 +15,31 @@ use cubecl::ir::{ElemType, StorageType, UIntKind};
 use cubecl::prelude::*;
 
 use super::lanes::{Lanes, load, load_words, store, store_words};
+use super::packed::Packed;
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, DType, Gpu, Result, Tensor};
 
 /// Elements that pass through f32 at a time where the host reads or writes halves.
 const THROUGH: usize = 16 << 20;
 
-/// f32 values on the device: whole, or in two halves.
+/// f32 values on the device: whole, in two halves, or in [blocks](super::blockwise) of 8 bits.
 #[derive(Clone, Debug)]
 pub struct Values {
-    /// The f32 values, or their high halves (bf16).
+    /// The f32 values, their high halves (bf16), or the words of the page of blocks that they lie in.
     pub high: Tensor,
     /// The low halves (u16) of the same elements.
     pub low: Option<Tensor>,
+    /// Where they are in a page of blocks.
+    pub packed: Option<Packed>,
 }
 
 impl From<Tensor> for Values {
     fn from(whole: Tensor) -> Values {
-        Values { high: whole, low: None }
+        Values {
+            high: whole,
+            low: None,
+            packed: None,
+        }
     }
 }
 
@@ -51,20 +58,27 @@ impl From<&Values> for Values {
 impl Values {
     /// Number of values.
     pub fn len(&self) -> usize {
-        self.high.len()
+        self.packed.as_ref().map_or(self.high.len(), |packed| packed.len)
     }
 
     /// No values?
     pub fn is_empty(&self) -> bool {
-        self.high.is_empty()
+        self.len() == 0
     }
 
     /// Values `start..start + len`, flat.
     #[must_use]
     pub fn slice(&self, start: usize, len: usize) -> Values {
+        if let Some(packed) = &self.packed {
+            return Values {
+                packed: Some(packed.slice(start, len)),
+                ..self.clone()
+            };
+        }
         Values {
             high: self.high.slice(start, [len]),
             low: self.low.as_ref().map(|low| low.slice(start, [len])),
+            packed: None,
         }
     }
 
@@ -73,6 +87,9 @@ impl Values {
     /// # Errors
     /// A device that failed.
     pub fn read(&self, gpu: &Gpu) -> Result<Vec<f32>> {
+        if let Some(packed) = &self.packed {
+            return packed.read(gpu, &self.high);
+        }
         if self.low.is_none() {
             return gpu.read_f32(&self.high);
         }
@@ -89,6 +106,9 @@ impl Values {
     /// Overwrites the values, as many as there are.
     pub fn write(&self, gpu: &Gpu, values: &[f32]) {
         assert_eq!(self.len(), values.len());
+        if let Some(packed) = &self.packed {
+            return packed.write(gpu, &self.high, values);
+        }
         if self.low.is_none() {
             return gpu.write_f32(&self.high, values);
         }
@@ -243,6 +263,7 @@ pub(crate) fn halves(gpu: &Gpu, n: usize) -> Values {
     Values {
         high: gpu.alloc(high, [n]),
         low: Some(gpu.alloc(low, [n])),
+        packed: None,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::gpu::DType;
 use crate::model::prefix::{Depth, Trainable};
 use crate::model::remat::Remat;
+use crate::ops::blockwise::Format;
 use crate::ops::ensemble::Aggregate;
 use crate::ops::optimizers::Optimizer;
 use crate::ops::td::TdLoss;
@@ -98,6 +99,8 @@ pub struct StepConfig {
     pub actor_update_freq: u64,
     /// Storage of activations and compute weights.
     pub dtype: DType,
+    /// How π₀'s moments are kept.
+    pub moments: Format,
 }
 
 impl StepConfig {

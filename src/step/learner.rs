@@ -10,6 +10,7 @@ use crate::model::dims::{CriticDims, Pi0Dims};
 use crate::model::params::{Init, ParamStore, ParamTable, ParamTensor, Placement, Room, Scope};
 use crate::model::prefix::Net;
 use crate::model::tables;
+use crate::ops::blockwise::{Format, Moment};
 use crate::ops::optimizers::{Control, Optimizer};
 use crate::ops::{fill, rope};
 use crate::rng::{Key, Stream};
@@ -74,29 +75,39 @@ impl Learner {
             Room::Critic => true,
         };
         let place = |table: ParamTable| Arc::new(Placement::new(Arc::new(table), caps, |u| learns(u.room)));
-        let group = |placement: Arc<Placement>, dtype: DType, optimizer: Optimizer, average: Option<Scope>| {
-            let zeros = |scope| ParamStore::zeros(gpu, placement.clone(), DType::F32, scope);
-            let halves = dtype == DType::Bf16 && caps.u16;
-            let copies = dtype != DType::F32 && !halves;
-            Group {
-                weights: if halves {
-                    ParamStore::halves(gpu, placement.clone())
-                } else {
-                    zeros(Scope::All)
-                },
-                compute: copies.then(|| ParamStore::new(gpu, placement.clone(), dtype, Scope::All)),
-                grads: zeros(Scope::Learning),
-                m: zeros(Scope::Learning),
-                v: optimizer.second_moment().then(|| zeros(Scope::Learning)),
-                average: average.map(zeros),
-            }
-        };
+        // The critics are small: their moments stay whole.
+        let group =
+            |placement: Arc<Placement>, dtype: DType, optimizer: Optimizer, format: Format, average: Option<Scope>| {
+                let moments = |moment| ParamStore::moments(gpu, placement.clone(), format, moment);
+                let zeros = |scope| ParamStore::zeros(gpu, placement.clone(), DType::F32, scope);
+                let halves = dtype == DType::Bf16 && caps.u16;
+                let copies = dtype != DType::F32 && !halves;
+                Group {
+                    weights: if halves {
+                        ParamStore::halves(gpu, placement.clone())
+                    } else {
+                        zeros(Scope::All)
+                    },
+                    compute: copies.then(|| ParamStore::new(gpu, placement.clone(), dtype, Scope::All)),
+                    grads: zeros(Scope::Learning),
+                    m: moments(Moment::First),
+                    v: optimizer.second_moment().then(|| moments(Moment::Second)),
+                    average: average.map(zeros),
+                }
+            };
         let ema = config.ema_decay.map(|_| Scope::Learning);
-        let pi0 = group(place(tables::pi0(&dims)), config.dtype, config.pi0.optimizer, ema);
+        let pi0 = group(
+            place(tables::pi0(&dims)),
+            config.dtype,
+            config.pi0.optimizer,
+            config.moments,
+            ema,
+        );
         let critic = group(
             place(tables::critic(&critic_dims)),
             DType::F32,
             config.critic.optimizer,
+            Format::Float32,
             Some(Scope::All),
         );
         let temperature = config.temperature.map(|_| {

@@ -3,6 +3,7 @@
 use crate::config::{self, ActorObjective, Config, CriticLoss, Part, QAggregation};
 use crate::model::prefix::Trainable;
 use crate::model::remat::Remat;
+use crate::ops::blockwise::Format;
 use crate::ops::ensemble::Aggregate;
 use crate::ops::optimizers::Hyper;
 use crate::ops::td::TdLoss;
@@ -62,6 +63,10 @@ pub fn step_config(config: &Config) -> StepConfig {
         ema_decay: a.use_ema.then_some(a.pi0_ema_decay as f32),
         actor_update_freq: a.actor_update_freq,
         dtype: config.model.dtype.into(),
+        moments: match config.moments() {
+            config::Moments::Float32 => Format::Float32,
+            config::Moments::Blockwise8 => Format::Blockwise8,
+        },
     }
 }
 

@@ -11,6 +11,7 @@ use crate::model::params::ParamStore;
 use crate::model::prefix::Trainable;
 use crate::model::remat::Remat;
 use crate::ops::adamw::AdamW;
+use crate::ops::blockwise::Format;
 use crate::ops::ensemble::Aggregate;
 use crate::ops::td::TdLoss;
 use crate::step::batch::{MicroBatch, Noise, Observations, Pictures, Totals};
@@ -97,6 +98,7 @@ impl TrainingGroup {
             feature_grad: false,
             trainable: Trainable::ALL,
             remat: Remat::None,
+            moments: Format::Float32,
             separate_prefixes: false,
             skip_dead_rows: false,
             dropout: 0.0,

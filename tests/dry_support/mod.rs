@@ -9,6 +9,7 @@ use acrlpd::model::dims::{CriticDims, Pi0Dims};
 use acrlpd::model::layout::ObservationMasks;
 use acrlpd::model::remat::Remat;
 use acrlpd::ops::augmentations::{self, Drawn};
+use acrlpd::ops::blockwise::Format;
 use acrlpd::ops::ensemble::Aggregate;
 use acrlpd::ops::image::Jitter;
 use acrlpd::ops::optimizers::{Hyper, Kind};
@@ -90,6 +91,13 @@ fn step(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: StepConfig, batc
     metrics.read(gpu).expect("every kernel is lowered");
 }
 
+/// An update alone.
+fn update(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: StepConfig, batch: usize) {
+    let learner = Learner::new(gpu, config, dims.clone(), critic.clone()).expect("a learner");
+    let metrics = Metrics::new(&learner, batch);
+    optimizer::update(&learner, &metrics, 0, RATES);
+}
+
 /// The step people run, and one with the other choice wherever there is one.
 fn both(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: &StepConfig, dtypes: &[DType], batch: &MicroBatch) {
     for &dtype in dtypes {
@@ -98,6 +106,11 @@ fn both(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: &StepConfig, dty
             ..config.clone()
         };
         step(gpu, dims, critic, usual.clone(), batch);
+        let tight = StepConfig {
+            moments: Format::Blockwise8,
+            ..usual.clone()
+        };
+        update(gpu, dims, critic, tight, batch.len());
         let hyper = Hyper {
             beta1: 0.9,
             beta2: 0.99,
@@ -123,6 +136,7 @@ fn both(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: &StepConfig, dty
             target_rule: Aggregate::Mean,
             skip_dead_rows: true,
             remat: Remat::Full,
+            moments: Format::Blockwise8,
             separate_prefixes: true,
             ..usual
         };
