@@ -146,6 +146,12 @@ impl Config {
         })
     }
 
+    /// Is π₀'s weight average kept in the host's memory?
+    pub fn ema_on_host(&self) -> bool {
+        let tight = self.memory.preset == MemoryPreset::Tight;
+        self.memory.ema_on_host.unwrap_or(tight)
+    }
+
     /// How π₀'s optimizer moments are kept.
     pub fn moments(&self) -> Moments {
         self.memory.moments.unwrap_or(match self.memory.preset {
@@ -156,12 +162,12 @@ impl Config {
 
     /// What an unset key of `[memory]` is, as TOML; `None` for any other key.
     pub(super) fn by_preset(&self, key: &str) -> Option<String> {
-        let value = match key {
-            "memory.remat" => self.remat().to_string(),
-            "memory.moments" => self.moments().to_string(),
-            _ => return None,
-        };
-        Some(format!("\"{value}\""))
+        match key {
+            "memory.remat" => Some(format!("\"{}\"", self.remat())),
+            "memory.ema_on_host" => Some(self.ema_on_host().to_string()),
+            "memory.moments" => Some(format!("\"{}\"", self.moments())),
+            _ => None,
+        }
     }
 
     /// Weights of the ensemble's members in [`QAggregation::Weighted`], `[E]`, summing to one.

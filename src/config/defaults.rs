@@ -146,6 +146,7 @@ impl Default for Memory {
         Memory {
             preset: MemoryPreset::Exact,
             remat: None,
+            ema_on_host: None,
             moments: None,
         }
     }

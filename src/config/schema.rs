@@ -214,6 +214,8 @@ pub struct Memory {
     pub preset: MemoryPreset,
     /// What backward recomputes instead of keeping it.
     pub remat: Option<Remat>,
+    /// Keep π₀'s weight average in the host's memory.
+    pub ema_on_host: Option<bool>,
     /// How π₀'s optimizer moments are kept.
     pub moments: Option<Moments>,
 }

@@ -18,6 +18,7 @@ mod dtype;
 mod emulator;
 mod error;
 mod fault;
+pub(crate) mod follow;
 mod kernel_cache;
 pub(crate) mod launch;
 mod memory;

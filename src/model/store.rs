@@ -7,8 +7,9 @@ use super::params::{ALIGN, ParamTensor, Part, Placement, Room};
 use crate::gpu::{DType, Gpu, Result, Tensor};
 use crate::ops::blocks::{self, Rect};
 use crate::ops::blockwise::{self, Format, Moment};
+use crate::ops::host_average::{self, HostAverage};
 use crate::ops::packed::{Open, Packed};
-use crate::ops::split::{self, Values};
+use crate::ops::split::{self, Kept, Values};
 
 /// Memory for one value per parameter: weights, or gradients, or a moment, …
 pub struct ParamStore {
@@ -19,6 +20,8 @@ pub struct ParamStore {
     low: Option<Vec<Tensor>>,
     /// Which moment the pages hold in blocks of 8 bits, if they do, and what is written of each in part.
     blocks: Option<(Moment, Vec<Open>)>,
+    /// The pages, where they are in the host's memory.
+    host: Option<Arc<HostAverage>>,
     dtype: DType,
     /// Stands for groups without memory.
     absent: Tensor,
@@ -45,6 +48,7 @@ impl ParamStore {
             pages: pages(gpu, &placement.pages[..held.min(placement.pages.len())], dtype),
             low: None,
             blocks: None,
+            host: None,
             placement,
             dtype,
             absent,
@@ -74,12 +78,43 @@ impl ParamStore {
             pages: pages(gpu, &words, DType::U32),
             low: None,
             blocks: Some((moment, vec![Open::default(); words.len()])),
+            host: None,
             dtype: DType::U32,
             absent: gpu.alloc_in(gpu.states(), DType::U32, [0]),
             placement,
         };
         store.clear(gpu);
         store
+    }
+
+    /// Averages of the units that learn, zero, in the host's memory.
+    ///
+    /// # Errors
+    /// A system that gives no thread.
+    pub fn on_host(gpu: &Gpu, placement: Arc<Placement>) -> Result<ParamStore> {
+        let lengths = &placement.pages[..placement.learning.min(placement.pages.len())];
+        Ok(ParamStore {
+            host: Some(HostAverage::new(gpu, lengths, host_average::room())?),
+            pages: Vec::new(),
+            low: None,
+            blocks: None,
+            dtype: DType::F32,
+            absent: gpu.alloc_in(gpu.states(), DType::F32, [0]),
+            placement,
+        })
+    }
+
+    /// The averages, where they are in the host's memory.
+    pub fn host(&self) -> Option<&Arc<HostAverage>> {
+        self.host.as_ref()
+    }
+
+    /// Pages that are held.
+    fn held(&self) -> usize {
+        let all = self.placement.pages.len();
+        self.host
+            .as_ref()
+            .map_or(self.pages.len(), |_| self.placement.learning.min(all))
     }
 
     /// Memory set to zero.
@@ -118,15 +153,20 @@ impl ParamStore {
     }
 
     fn page(&self, page: usize) -> Values {
-        Values {
-            high: self.pages[page].clone(),
-            low: self.low.as_ref().map(|low| low[page].clone()),
-            packed: self.blocks.as_ref().map(|(moment, open)| Packed {
+        let len = self.placement.pages[page];
+        let blocks = self.blocks.as_ref().map(|(moment, open)| {
+            Kept::Blocks(Packed {
                 moment: *moment,
                 start: 0,
-                len: self.placement.pages[page],
+                len,
                 open: open[page].clone(),
-            }),
+            })
+        });
+        let host = self.host.as_ref().map(|host| Kept::Host(host.range(page, 0, len)));
+        Values {
+            high: self.pages.get(page).unwrap_or(&self.absent).clone(),
+            low: self.low.as_ref().map(|low| low[page].clone()),
+            kept: blocks.or(host),
         }
     }
 
@@ -135,7 +175,7 @@ impl ParamStore {
         self.placement.parts[unit]
             .iter()
             .flatten()
-            .all(|p| p.page < self.pages.len())
+            .all(|p| p.page < self.held())
     }
 
     /// All memory of a room's units that is held here, padding included, in as few flat ranges as kernels may bind.
@@ -275,6 +315,10 @@ impl ParamStore {
 
     /// Copies everything to this f32 store from a store of the same placement.
     pub fn copy_from(&self, gpu: &Gpu, other: &ParamStore) {
+        if let Some(host) = &self.host {
+            let pages: Vec<_> = (0..self.held()).map(|page| (page, 0, other.page(page))).collect();
+            return host.begin(&pages);
+        }
         for (page, to) in self.pages.iter().enumerate().take(other.pages.len()) {
             other.page(page).copy_to(gpu, to);
         }

@@ -93,6 +93,11 @@ impl Control {
         }
     }
 
+    /// Whether the update applies, `[1]`: one or zero.
+    pub fn applies(&self) -> Tensor {
+        self.values.slice(self.groups, [1])
+    }
+
     /// Number of skipped updates so far, `[1]`.
     pub fn skipped(&self) -> Tensor {
         self.values.slice(self.groups + 1, [1])

@@ -14,6 +14,7 @@
 use cubecl::ir::{ElemType, StorageType, UIntKind};
 use cubecl::prelude::*;
 
+use super::host_average::HostRange;
 use super::lanes::{Lanes, load, load_words, store, store_words};
 use super::packed::Packed;
 use crate::gpu::launch::{View, launch};
@@ -22,15 +23,24 @@ use crate::gpu::{Cost, DType, Gpu, Result, Tensor};
 /// Elements that pass through f32 at a time where the host reads or writes halves.
 const THROUGH: usize = 16 << 20;
 
-/// f32 values on the device: whole, in two halves, or in [blocks](super::blockwise) of 8 bits.
+/// f32 values: whole, in two halves, in [blocks](super::blockwise) of 8 bits, or in the host's memory.
 #[derive(Clone, Debug)]
 pub struct Values {
-    /// The f32 values, their high halves (bf16), or the words of the page of blocks that they lie in.
+    /// The f32 values, their high halves (bf16), the words of the page of blocks that they lie in, or nothing.
     pub high: Tensor,
     /// The low halves (u16) of the same elements.
     pub low: Option<Tensor>,
-    /// Where they are in a page of blocks.
-    pub packed: Option<Packed>,
+    /// What they are where `high` does not say it.
+    pub kept: Option<Kept>,
+}
+
+/// Values that kernels do not bind as they are.
+#[derive(Clone, Debug)]
+pub enum Kept {
+    /// A range of a page of blocks.
+    Blocks(Packed),
+    /// A range of an average on the host.
+    Host(HostRange),
 }
 
 impl From<Tensor> for Values {
@@ -38,7 +48,7 @@ impl From<Tensor> for Values {
         Values {
             high: whole,
             low: None,
-            packed: None,
+            kept: None,
         }
     }
 }
@@ -58,7 +68,11 @@ impl From<&Values> for Values {
 impl Values {
     /// Number of values.
     pub fn len(&self) -> usize {
-        self.packed.as_ref().map_or(self.high.len(), |packed| packed.len)
+        match &self.kept {
+            None => self.high.len(),
+            Some(Kept::Blocks(packed)) => packed.len,
+            Some(Kept::Host(range)) => range.len,
+        }
     }
 
     /// No values?
@@ -69,16 +83,20 @@ impl Values {
     /// Values `start..start + len`, flat.
     #[must_use]
     pub fn slice(&self, start: usize, len: usize) -> Values {
-        if let Some(packed) = &self.packed {
+        if let Some(kept) = &self.kept {
+            let kept = match kept {
+                Kept::Blocks(packed) => Kept::Blocks(packed.slice(start, len)),
+                Kept::Host(range) => Kept::Host(range.slice(start, len)),
+            };
             return Values {
-                packed: Some(packed.slice(start, len)),
+                kept: Some(kept),
                 ..self.clone()
             };
         }
         Values {
             high: self.high.slice(start, [len]),
             low: self.low.as_ref().map(|low| low.slice(start, [len])),
-            packed: None,
+            kept: None,
         }
     }
 
@@ -87,8 +105,10 @@ impl Values {
     /// # Errors
     /// A device that failed.
     pub fn read(&self, gpu: &Gpu) -> Result<Vec<f32>> {
-        if let Some(packed) = &self.packed {
-            return packed.read(gpu, &self.high);
+        match &self.kept {
+            Some(Kept::Blocks(packed)) => return packed.read(gpu, &self.high),
+            Some(Kept::Host(range)) => return range.read(),
+            None => (),
         }
         if self.low.is_none() {
             return gpu.read_f32(&self.high);
@@ -106,8 +126,10 @@ impl Values {
     /// Overwrites the values, as many as there are.
     pub fn write(&self, gpu: &Gpu, values: &[f32]) {
         assert_eq!(self.len(), values.len());
-        if let Some(packed) = &self.packed {
-            return packed.write(gpu, &self.high, values);
+        match &self.kept {
+            Some(Kept::Blocks(packed)) => return packed.write(gpu, &self.high, values),
+            Some(Kept::Host(range)) => return range.write(values),
+            None => (),
         }
         if self.low.is_none() {
             return gpu.write_f32(&self.high, values);
@@ -120,6 +142,10 @@ impl Values {
 
     /// Copies the values to an f32 tensor.
     pub fn copy_to(&self, gpu: &Gpu, whole: &Tensor) {
+        if self.kept.is_some() {
+            // An error is the device's from here on.
+            return self.read(gpu).map_or((), |values| gpu.write_f32(whole, &values));
+        }
         match &self.low {
             None => gpu.copy(&self.high, whole),
             Some(low) => in_parts(gpu, whole.len(), |part| {
@@ -131,6 +157,9 @@ impl Values {
 
     /// Copies the values of an f32 tensor.
     pub fn copy_from(&self, gpu: &Gpu, whole: &Tensor) {
+        if self.kept.is_some() {
+            return gpu.read_f32(whole).map_or((), |values| self.write(gpu, &values));
+        }
         match &self.low {
             None => gpu.copy(whole, &self.high),
             Some(low) => in_parts(gpu, whole.len(), |part| {
@@ -263,7 +292,7 @@ pub(crate) fn halves(gpu: &Gpu, n: usize) -> Values {
     Values {
         high: gpu.alloc(high, [n]),
         low: Some(gpu.alloc(low, [n])),
-        packed: None,
+        kept: None,
     }
 }
 

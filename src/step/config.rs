@@ -101,6 +101,8 @@ pub struct StepConfig {
     pub dtype: DType,
     /// How π₀'s moments are kept.
     pub moments: Format,
+    /// Keep π₀'s average in the host's memory.
+    pub ema_on_host: bool,
 }
 
 impl StepConfig {

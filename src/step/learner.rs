@@ -96,13 +96,17 @@ impl Learner {
                 }
             };
         let ema = config.ema_decay.map(|_| Scope::Learning);
-        let pi0 = group(
+        let mut pi0 = group(
             place(tables::pi0(&dims)),
             config.dtype,
             config.pi0.optimizer,
             config.moments,
-            ema,
+            ema.filter(|_| !config.ema_on_host),
         );
+        if config.ema_on_host && ema.is_some() {
+            let placement = pi0.weights.placement().clone();
+            pi0.average = Some(ParamStore::on_host(gpu, placement)?);
+        }
         let critic = group(
             place(tables::critic(&critic_dims)),
             DType::F32,

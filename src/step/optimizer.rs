@@ -98,7 +98,8 @@ fn apply(learner: &Learner, group: &Group, index: usize, optimizer: Optimizer, u
     for s in group.grads.placement().segments(gpu.caps()) {
         let weights = group.weights.segment(s);
         let part = |store: &ParamStore| store.segment(s).high;
-        let [v, average, compute] = [&group.v, &group.average, &group.compute].map(|store| store.as_ref().map(part));
+        let [v, compute] = [&group.v, &group.compute].map(|store| store.as_ref().map(part));
+        let average = group.average.as_ref().filter(|store| store.host().is_none()).map(part);
         let flat = Flat {
             p: &weights.high,
             low: weights.low.as_ref(),
@@ -109,5 +110,10 @@ fn apply(learner: &Learner, group: &Group, index: usize, optimizer: Optimizer, u
             compute: compute.as_ref(),
         };
         optimizer.step(gpu, update, &learner.control, index, flat);
+    }
+    if let Some(host) = group.average.as_ref().and_then(ParamStore::host) {
+        let segments = group.grads.placement().segments(gpu.caps()).into_iter();
+        let weights: Vec<_> = segments.map(|s| (s.0, s.1, group.weights.segment(s))).collect();
+        host.update(&learner.control.applies(), &weights, update.rate);
     }
 }

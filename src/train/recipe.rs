@@ -63,6 +63,7 @@ pub fn step_config(config: &Config) -> StepConfig {
         ema_decay: a.use_ema.then_some(a.pi0_ema_decay as f32),
         actor_update_freq: a.actor_update_freq,
         dtype: config.model.dtype.into(),
+        ema_on_host: config.ema_on_host(),
         moments: match config.moments() {
             config::Moments::Float32 => Format::Float32,
             config::Moments::Blockwise8 => Format::Blockwise8,

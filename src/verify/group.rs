@@ -99,6 +99,7 @@ impl TrainingGroup {
             trainable: Trainable::ALL,
             remat: Remat::None,
             moments: Format::Float32,
+            ema_on_host: false,
             separate_prefixes: false,
             skip_dead_rows: false,
             dropout: 0.0,

@@ -137,6 +137,7 @@ fn both(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: &StepConfig, dty
             skip_dead_rows: true,
             remat: Remat::Full,
             moments: Format::Blockwise8,
+            ema_on_host: false,
             separate_prefixes: true,
             ..usual
         };

@@ -383,7 +383,7 @@ fn ranges_written_piece_by_piece_are_blocks_written_at_once() {
             Values {
                 high: page,
                 low: None,
-                packed: Some(packed),
+                kept: Some(split::Kept::Blocks(packed)),
             }
         };
         let (whole, pieces) = (page(), page());
