@@ -2,15 +2,18 @@
 //!
 //! A [`Block`] is a range of a page and goes back when its last tensor is dropped. The same sequence of requests
 //! always gives the same addresses, so a run over the null device (`acrlpd plan`) yields exactly the page sizes the
-//! real run needs, and every step touches the same memory. Work is issued in program order on one stream, so a range
+//! real run needs. Once everything is given back an arena is as it was at first, so that every step touches the same
+//! memory. Work is issued in program order on one stream, so a range
 //! can be handed out again as soon as the host has dropped it.
 
 use std::collections::BTreeMap;
+use std::panic::Location;
 use std::sync::{Arc, Mutex};
 
 use cubecl_runtime::server::Handle;
 
 use super::error::{GpuError, Result};
+use super::ledger::{Book, Entry};
 
 /// Makes pages: on a device an allocation, on the null device nothing.
 pub(crate) type PageSource = Box<dyn Fn(u64) -> Result<Option<Handle>> + Send + Sync>;
@@ -27,6 +30,7 @@ struct Shared {
     /// Pages made on demand are at least this large.
     min_page: u64,
     device: String,
+    book: Arc<Book>,
     state: Mutex<State>,
 }
 
@@ -42,8 +46,10 @@ struct State {
 struct Page {
     handle: Option<Handle>,
     size: u64,
-    /// First byte that was never handed out. Holes below it are reused first.
+    /// First byte behind all that is handed out. Holes below it are reused first.
     top: u64,
+    /// Where `top` was at most.
+    high: u64,
     /// Free ranges below `top`: start -> length, never adjacent.
     holes: BTreeMap<u64, u64>,
 }
@@ -56,6 +62,8 @@ pub struct Block {
     pub(crate) size: u64,
     pub(crate) handle: Option<Handle>,
     page_size: u64,
+    /// Its place in the book.
+    entry: Entry,
 }
 
 /// Current and largest use of an arena.
@@ -68,12 +76,14 @@ pub struct ArenaUse {
     pub peak: u64,
     /// Highest address reached in each page: what the pages must hold.
     pub pages: Vec<u64>,
+    /// What the pages take of the device: on one that is not there, what they must hold.
+    pub reserved: u64,
 }
 
 impl Arena {
     pub(crate) fn new(
-        name: &'static str,
-        device: String,
+        (name, device): (&'static str, String),
+        book: Arc<Book>,
         source: PageSource,
         alignment: u64,
         max_page: u64,
@@ -86,6 +96,7 @@ impl Arena {
             max_page,
             min_page: min_page.min(max_page),
             device,
+            book,
             state: Mutex::default(),
         }))
     }
@@ -101,6 +112,7 @@ impl Arena {
     }
 
     /// A range of at least `bytes`; its size is rounded up to the alignment.
+    #[track_caller]
     pub(crate) fn alloc(&self, bytes: u64) -> Result<Block> {
         let size = bytes.max(1).next_multiple_of(self.0.alignment);
         let mut state = self.lock();
@@ -120,6 +132,8 @@ impl Arena {
         state.recent_peak = state.recent_peak.max(state.used);
         let handle = state.pages[page].handle.clone();
         let page_size = state.pages[page].size;
+        drop(state);
+        let entry = self.0.book.taken(self.0.name, (page, start, size), Location::caller());
         Ok(Block {
             arena: self.clone(),
             page,
@@ -127,6 +141,7 @@ impl Arena {
             size,
             handle,
             page_size,
+            entry,
         })
     }
 
@@ -144,7 +159,8 @@ impl Arena {
             name: self.0.name,
             used: state.used,
             peak: state.peak,
-            pages: state.pages.iter().map(|p| p.top).collect(),
+            pages: state.pages.iter().map(|p| p.high).collect(),
+            reserved: state.pages.iter().map(Page::reserved).sum(),
         }
     }
 
@@ -161,6 +177,7 @@ impl Arena {
             handle: (self.0.source)(size)?,
             size,
             top: 0,
+            high: 0,
             holes: BTreeMap::new(),
         })
     }
@@ -203,6 +220,7 @@ impl State {
         let page = &mut self.pages[page];
         if start == page.top {
             page.top += size;
+            page.high = page.high.max(page.top);
             return;
         }
         if let Some(len) = page.holes.remove(&start)
@@ -214,6 +232,10 @@ impl State {
 }
 
 impl Page {
+    fn reserved(&self) -> u64 {
+        if self.handle.is_some() { self.size } else { self.high }
+    }
+
     fn give_back(&mut self, start: u64, size: u64) {
         let (mut start, mut len) = (start, size);
         if let Some((&before, &before_len)) = self.holes.range(..start).next_back()
@@ -225,8 +247,11 @@ impl Page {
         if let Some(after_len) = self.holes.remove(&(start + len)) {
             len += after_len;
         }
-        // The wilderness stays where its high-water mark is: `top` is what a plan must reserve.
-        self.holes.insert(start, len);
+        if start + len == self.top {
+            self.top = start;
+        } else {
+            self.holes.insert(start, len);
+        }
     }
 }
 
@@ -240,6 +265,7 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         self.arena.free(self.page, self.start, self.size);
+        self.arena.0.book.given_back(self.entry);
     }
 }
 
@@ -254,7 +280,15 @@ mod tests {
     use super::*;
 
     fn arena(max_page: u64, min_page: u64) -> Arena {
-        Arena::new("test", "null".into(), Box::new(|_| Ok(None)), 256, max_page, min_page)
+        let book = Arc::default();
+        Arena::new(
+            ("test", "null".into()),
+            book,
+            Box::new(|_| Ok(None)),
+            256,
+            max_page,
+            min_page,
+        )
     }
 
     #[test]
@@ -305,6 +339,23 @@ mod tests {
         assert_eq!(run(&real), want);
         assert_eq!(real.usage().pages.len(), 1, "the plan was large enough");
         assert_eq!(real.usage(), plan.usage());
+    }
+
+    #[test]
+    fn what_is_repeated_gets_the_same_addresses() {
+        let a = arena(1 << 40, 1 << 40);
+        let once = || {
+            let mut live: Vec<Block> = (1..20u64).map(|i| a.alloc(i * 7919 % 5000).unwrap()).collect();
+            for i in [17, 3, 9, 1, 11] {
+                live.swap_remove(i);
+            }
+            live.extend((1..9u64).map(|i| a.alloc(i * 104_729 % 9000).unwrap()));
+            live.iter().map(|b| (b.page, b.start)).collect::<Vec<_>>()
+        };
+        let first = once();
+        let pages = a.usage().pages;
+        assert_eq!(once(), first);
+        assert_eq!(a.usage().pages, pages);
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub struct Caps {
     pub max_binding_bytes: u64,
     /// Largest single allocation, in bytes.
     pub max_page_bytes: u64,
+    /// Largest page that cubecl's own pool takes for uploads, and what buffers in it are aligned to, in bytes.
+    pub pool_page_bytes: u64,
+    pub pool_alignment: u64,
     /// Memory of the device in bytes, where the driver says.
     pub memory_bytes: Option<u64>,
     /// CUDA's compute capability, such as 90 for Hopper; none on other APIs, whose kernels are not CUDA's.
@@ -84,6 +87,8 @@ impl Caps {
             bf16: true,
             max_binding_bytes: 1 << 40,
             max_page_bytes: 1 << 40,
+            pool_page_bytes: 20 << 30,
+            pool_alignment: 512,
             memory_bytes: None,
             cuda_arch: Some(90),
             multiprocessors: Some(132),

@@ -274,6 +274,8 @@ fn open_wgpu(api: Api, index: usize) -> Result<Gpu> {
         bf16: false,
         max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
         max_page_bytes: limits.max_buffer_size,
+        pool_page_bytes: limits.max_storage_buffer_binding_size,
+        pool_alignment: limits.min_uniform_buffer_offset_alignment.into(),
         memory_bytes: None,
         cuda_arch: None,
         multiprocessors: None,
@@ -353,6 +355,8 @@ fn open_cuda(index: usize) -> Result<Gpu> {
             hardware.max_cube_count.2,
         ],
         max_page_bytes: memory,
+        pool_page_bytes: properties.memory.max_page_size,
+        pool_alignment: properties.memory.alignment,
         ..Caps::planning()
     };
     Ok(Gpu::new(Backend::Cuda(client), caps, fault))

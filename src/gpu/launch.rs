@@ -153,8 +153,8 @@ impl Gpu {
     pub(crate) fn run<R: Runtime>(&self, cost: &Cost, client: &ComputeClient<R>, launch: impl FnOnce() + Send) {
         if !self.profiling() {
             launch();
-            self.pace(client);
-            return self.count(cost, std::time::Duration::ZERO);
+            self.count(cost, std::time::Duration::ZERO);
+            return self.pace(client);
         }
         if let Some(time) = self.span(client, cost.op, launch) {
             self.count(cost, time);
@@ -165,7 +165,7 @@ impl Gpu {
     /// which would take a core from the device: waits, asleep, until the device's thread has taken in all launches so
     /// far. It does not wait for the work itself.
     fn pace<R: Runtime>(&self, client: &ComputeClient<R>) {
-        if self.caps().software && self.count_launch().is_multiple_of(PACE) {
+        if self.caps().software && self.book().launches().is_multiple_of(PACE) {
             // What failed is in the fault already, or is reported by the next read.
             let _ = self.settle(client.flush());
         }

@@ -11,6 +11,8 @@ pub struct MemoryUse {
     pub states: ArenaUse,
     /// All that was taken from the driver: the pages of both arenas, and the pool of uploads.
     pub reserved: u64,
+    /// Pages of the pool of uploads, where there is no backend to ask.
+    pub uploads: Vec<u64>,
 }
 
 impl MemoryUse {
@@ -35,14 +37,16 @@ impl Gpu {
             Backend::Cuda(c) => Some(c.memory_usage()),
             Backend::Dry(_) | Backend::DryWgpu(_) | Backend::Null => None,
         };
+        let uploads = self.0.pool.as_ref().map(|pool| pool.pages()).unwrap_or_default();
         let reserved = match usage {
             Some(usage) => self.settle(usage)?.bytes_reserved,
-            None => scratch.pages.iter().chain(&states.pages).sum(),
+            None => scratch.reserved + states.reserved + uploads.iter().sum::<u64>(),
         };
         Ok(MemoryUse {
             scratch,
             states,
             reserved,
+            uploads,
         })
     }
 }

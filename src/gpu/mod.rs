@@ -21,8 +21,10 @@ mod fault;
 pub(crate) mod follow;
 mod kernel_cache;
 pub(crate) mod launch;
+mod ledger;
 mod memory;
 pub mod nvrtc;
+mod pool;
 mod profile;
 pub(crate) mod raw;
 mod record;
@@ -49,12 +51,14 @@ pub use dry::{DryKernel, Operands};
 pub use dtype::DType;
 pub use error::{GpuError, Result};
 pub use kernel_cache::{keep_kernels, without_kernel_cache};
+pub use ledger::{Ledger, Owner, Span};
 pub use memory::MemoryUse;
 pub use profile::{Profile, ProfileRow, Roofline};
 pub(crate) use raw::{RawKernel, Source, TensorMap};
 pub use record::{Cost, Record, Share, Totals};
 pub use tensor::{Shape, Tensor};
 pub use transfer::PendingRead;
+pub(crate) use transfer::WRITTEN;
 pub use wgsl_check::{WgslFailure, WgslReport, check_wgsl};
 
 pub(crate) use dry::{CudaDry, WgpuDry};
@@ -85,8 +89,10 @@ struct Inner {
     witness: Mutex<Option<Arc<dyn watch::Witness>>>,
     /// Kernels launched, while somebody wants to know them.
     kernels: Mutex<Option<Vec<&'static str>>>,
-    /// Launches so far.
-    launches: std::sync::atomic::AtomicU64,
+    /// Launches and allocations so far.
+    book: Arc<ledger::Book>,
+    /// What stands for the backend's pool of uploads where there is no backend.
+    pool: Option<pool::Pool>,
     /// Activations and workspaces of the running step.
     scratch: Arena,
     /// Weights, gradients, optimizer states.
@@ -95,6 +101,7 @@ struct Inner {
 
 impl Gpu {
     fn new(backend: Backend, caps: Caps, fault: Fault) -> Gpu {
+        let book = Arc::<ledger::Book>::default();
         let arena = |name, source: fn(&Backend, u64) -> Result<_>, backend: &Backend| {
             let backend = backend.share();
             let min_page = if matches!(caps.api, Api::Null) {
@@ -103,8 +110,8 @@ impl Gpu {
                 32 << 20
             };
             Arena::new(
-                name,
-                caps.name.clone(),
+                (name, caps.name.clone()),
+                book.clone(),
                 Box::new(move |bytes| source(&backend, bytes)),
                 caps.alignment,
                 caps.max_page_bytes,
@@ -113,6 +120,7 @@ impl Gpu {
         };
         let scratch = arena("activations", device::page, &backend);
         let states = arena("states", device::page, &backend);
+        let pool = matches!(backend, Backend::Null).then(|| pool::Pool::new(&caps, book.clone()));
         Gpu(Arc::new(Inner {
             backend,
             caps,
@@ -122,7 +130,8 @@ impl Gpu {
             watching: false.into(),
             witness: Mutex::default(),
             kernels: Mutex::default(),
-            launches: 0.into(),
+            book,
+            pool,
             scratch,
             states,
         }))
@@ -163,16 +172,19 @@ impl Gpu {
     }
 
     /// Uninitialised memory for the running step.
+    #[track_caller]
     pub fn alloc(&self, dtype: DType, shape: impl Into<Shape>) -> Tensor {
         self.alloc_in(&self.0.scratch, dtype, shape)
     }
 
     /// Uninitialised f32 memory for the running step.
+    #[track_caller]
     pub fn f32(&self, shape: impl Into<Shape>) -> Tensor {
         self.alloc(DType::F32, shape)
     }
 
     /// Uninitialised memory of an arena. Failure is the device's sticky error; the tensor then has no memory.
+    #[track_caller]
     pub fn alloc_in(&self, arena: &Arena, dtype: DType, shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
         let storage = match arena.alloc(shape.len() as u64 * dtype.bytes()) {
@@ -191,6 +203,9 @@ impl Gpu {
     pub fn phase(&self, shares: &[Share]) {
         let peak = self.recent_peak();
         self.recorder().set_phase(shares, peak);
+        if let Some(&(name, _)) = shares.first() {
+            self.0.book.phase(name);
+        }
     }
 
     /// The account since the last call.
@@ -213,9 +228,8 @@ impl Gpu {
         self.0.recorder.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Counts a launch; returns how many there were.
-    fn count_launch(&self) -> u64 {
-        1 + self.0.launches.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    fn book(&self) -> &ledger::Book {
+        &self.0.book
     }
 
     fn profiling(&self) -> bool {
@@ -263,6 +277,7 @@ impl Gpu {
 
     pub(crate) fn count(&self, cost: &Cost, time: Duration) {
         self.recorder().add(cost, 1, time);
+        self.0.book.launched();
     }
 
     /// Counts work that is done by launches which count none themselves.

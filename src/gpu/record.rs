@@ -129,6 +129,35 @@ pub struct Record {
 }
 
 impl Record {
+    /// The account of the same work done several times.
+    #[must_use]
+    pub fn repeated(mut self, times: usize) -> Record {
+        for (.., line) in &mut self.lines {
+            let once = *line;
+            *line = Totals {
+                launches: once.launches * times as u64,
+                flops: once.flops * times as f64,
+                bytes: once.bytes * times as f64,
+                time: once.time * times as u32,
+            };
+        }
+        self
+    }
+
+    /// Adds an account of what came after.
+    pub fn append(&mut self, later: Record) {
+        for (phase, op, totals) in later.lines {
+            match self.lines.iter_mut().find(|l| (l.0, l.1) == (phase, op)) {
+                Some(line) => line.2.add(&totals, 1.0, true),
+                None => self.lines.push((phase, op, totals)),
+            }
+        }
+        for (phase, peak) in later.peaks {
+            let known = self.peaks.entry(phase).or_default();
+            *known = peak.max(*known);
+        }
+    }
+
     /// Sum over everything.
     pub fn total(&self) -> Totals {
         self.sum(|_| true)

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use cubecl::prelude::{ArrayArg, Runtime};
 use cubecl_runtime::server::Handle;
 
-use super::{DType, arena::Block};
+use super::DType;
+use super::arena::Block;
+use super::pool::Buffer;
 
 /// Up to five dimensions, outermost first.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,6 +64,8 @@ pub(crate) enum Storage {
     Arena(Block),
     /// An upload: a buffer of cubecl's own pool.
     Pool(Handle),
+    /// An upload of the null device: a place in a pool without memory.
+    Planned(#[expect(dead_code, reason = "held until the tensor goes")] Buffer),
     /// Nothing: the null device, or memory that could not be had (the device then carries the error).
     None,
 }
@@ -203,7 +207,7 @@ impl Tensor {
                 let size = handle.size_in_used();
                 Some(handle.clone().offset_start(start).offset_end(size - start - len))
             }
-            Storage::None => None,
+            Storage::Planned(_) | Storage::None => None,
         }
     }
 

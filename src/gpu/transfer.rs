@@ -1,6 +1,7 @@
 //! Host to device and back.
 
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::sync::LazyLock;
 use std::task::{Context, Poll, Waker};
@@ -19,6 +20,10 @@ const COPY_UNITS: usize = 64;
 /// Bytes of uploads that go through page-locked memory, which the copy engine reads while kernels run: pictures do,
 /// tables of a few kilobytes would not gain, and whole tensors would keep too much memory locked.
 const STAGED: std::ops::RangeInclusive<usize> = 256 << 10..=32 << 20;
+
+/// Elements of a tensor that are sent at a time. cubecl's pool keeps what it once took, in pages of several times the
+/// largest upload: small pieces leave the memory to the step.
+pub(crate) const WRITTEN: usize = 1 << 20;
 
 static COPY: LazyLock<RawKernel> = LazyLock::new(|| RawKernel {
     entry: "copy_words",
@@ -42,6 +47,7 @@ static COPY_QUADS: LazyLock<RawKernel> = LazyLock::new(|| RawKernel {
 
 impl Gpu {
     /// A new tensor with these bytes, in cubecl's own pool (freed with the tensor).
+    #[track_caller]
     fn upload_bytes(&self, bytes: &[u8], dtype: DType, shape: Shape) -> Tensor {
         assert_eq!(
             bytes.len() as u64,
@@ -52,8 +58,15 @@ impl Gpu {
             return Tensor::new(Storage::None, shape, dtype, self.caps().alignment);
         }
         // Buffers are whole words, and never empty.
+        let whole = bytes.len().next_multiple_of(8).max(8);
+        if let Some(pool) = &self.0.pool {
+            let storage = pool
+                .upload(whole as u64, Location::caller())
+                .map_or(Storage::None, Storage::Planned);
+            return Tensor::new(storage, shape, dtype, self.caps().alignment);
+        }
         let mut padded = bytes.to_vec();
-        padded.resize(bytes.len().next_multiple_of(8).max(8), 0);
+        padded.resize(whole, 0);
         let storage = match self.backend() {
             Backend::Wgpu(c) => Storage::Pool(c.create(Bytes::from_bytes_vec(padded))),
             Backend::Cuda(c) => {
@@ -71,21 +84,25 @@ impl Gpu {
     }
 
     /// Uploads f32 values.
+    #[track_caller]
     pub fn upload_f32(&self, values: &[f32], shape: impl Into<Shape>) -> Tensor {
         self.upload_bytes(bytemuck::cast_slice(values), DType::F32, shape.into())
     }
 
     /// Uploads u32 values.
+    #[track_caller]
     pub fn upload_u32(&self, values: &[u32], shape: impl Into<Shape>) -> Tensor {
         self.upload_bytes(bytemuck::cast_slice(values), DType::U32, shape.into())
     }
 
     /// Uploads bytes.
+    #[track_caller]
     pub fn upload_u8(&self, values: &[u8], shape: impl Into<Shape>) -> Tensor {
         self.upload_bytes(values, DType::U8, shape.into())
     }
 
     /// Uploads f32 values stored as `dtype` (f32, f16 or bf16; rounds to nearest even).
+    #[track_caller]
     pub fn upload_as(&self, values: &[f32], dtype: DType, shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
         match dtype {
@@ -105,7 +122,7 @@ impl Gpu {
     pub fn write_f32(&self, to: &Tensor, values: &[f32]) {
         assert_eq!(to.len(), values.len());
         // Chunked: an upload passes through host memory twice, and one operand must fit a binding.
-        let most = (self.caps().max_binding_bytes / 4).min(16 << 20) as usize;
+        let most = (self.caps().max_binding_bytes / 4).min(WRITTEN as u64) as usize;
         for (i, chunk) in values.chunks(most).enumerate() {
             let from = self.upload_f32(chunk, [chunk.len()]);
             self.copy(&from, &to.slice(i * most, [chunk.len()]));

@@ -58,11 +58,11 @@ impl ParamStore {
     /// f32 values of all units, set to zero, in two halves ([`split`]): [`ParamStore::group`] and [`ParamStore::parts`]
     /// give the high ones, in bf16; everything else sees the f32 values.
     pub fn halves(gpu: &Gpu, placement: Arc<Placement>) -> ParamStore {
-        let low = pages(gpu, &placement.pages, DType::U16);
-        let store = ParamStore {
-            low: Some(low),
-            ..ParamStore::new(gpu, placement, DType::Bf16, Scope::All)
-        };
+        let low = gpu.owned("low halves", || pages(gpu, &placement.pages, DType::U16));
+        let high = gpu.owned("high halves", || {
+            ParamStore::new(gpu, placement, DType::Bf16, Scope::All)
+        });
+        let store = ParamStore { low: Some(low), ..high };
         store.clear(gpu);
         store
     }

@@ -18,9 +18,9 @@ use super::host_average::HostRange;
 use super::lanes::{Lanes, load, load_words, store, store_words};
 use super::packed::Packed;
 use crate::gpu::launch::{View, launch};
-use crate::gpu::{Cost, DType, Gpu, Result, Tensor};
+use crate::gpu::{Cost, DType, Gpu, Result, Tensor, WRITTEN};
 
-/// Elements that pass through f32 at a time where the host reads or writes halves.
+/// Elements that pass through f32 at a time where the host reads halves.
 const THROUGH: usize = 16 << 20;
 
 /// f32 values: whole, in two halves, in [blocks](super::blockwise) of 8 bits, or in the host's memory.
@@ -134,9 +134,9 @@ impl Values {
         if self.low.is_none() {
             return gpu.write_f32(&self.high, values);
         }
-        for (i, chunk) in values.chunks(THROUGH).enumerate() {
+        for (i, chunk) in values.chunks(WRITTEN).enumerate() {
             let whole = gpu.upload_f32(chunk, [chunk.len()]);
-            self.slice(i * THROUGH, chunk.len()).copy_from(gpu, &whole);
+            self.slice(i * WRITTEN, chunk.len()).copy_from(gpu, &whole);
         }
     }
 

@@ -83,37 +83,47 @@ impl Learner {
                 let halves = dtype == DType::Bf16 && caps.u16;
                 let copies = dtype != DType::F32 && !halves;
                 Group {
-                    weights: if halves {
-                        ParamStore::halves(gpu, placement.clone())
-                    } else {
-                        zeros(Scope::All)
-                    },
-                    compute: copies.then(|| ParamStore::new(gpu, placement.clone(), dtype, Scope::All)),
-                    grads: zeros(Scope::Learning),
-                    m: moments(Moment::First),
-                    v: optimizer.second_moment().then(|| moments(Moment::Second)),
-                    average: average.map(zeros),
+                    weights: gpu.owned("weights", || {
+                        if halves {
+                            ParamStore::halves(gpu, placement.clone())
+                        } else {
+                            zeros(Scope::All)
+                        }
+                    }),
+                    compute: gpu.owned("rounded weights", || {
+                        copies.then(|| ParamStore::new(gpu, placement.clone(), dtype, Scope::All))
+                    }),
+                    grads: gpu.owned("gradients", || zeros(Scope::Learning)),
+                    m: gpu.owned("first moment", || moments(Moment::First)),
+                    v: gpu.owned("second moment", || {
+                        optimizer.second_moment().then(|| moments(Moment::Second))
+                    }),
+                    average: gpu.owned("average", || average.map(zeros)),
                 }
             };
         let ema = config.ema_decay.map(|_| Scope::Learning);
-        let mut pi0 = group(
-            place(tables::pi0(&dims)),
-            config.dtype,
-            config.pi0.optimizer,
-            config.moments,
-            ema.filter(|_| !config.ema_on_host),
-        );
+        let mut pi0 = gpu.owned("π₀", || {
+            group(
+                place(tables::pi0(&dims)),
+                config.dtype,
+                config.pi0.optimizer,
+                config.moments,
+                ema.filter(|_| !config.ema_on_host),
+            )
+        });
         if config.ema_on_host && ema.is_some() {
             let placement = pi0.weights.placement().clone();
             pi0.average = Some(ParamStore::on_host(gpu, placement)?);
         }
-        let critic = group(
-            place(tables::critic(&critic_dims)),
-            DType::F32,
-            config.critic.optimizer,
-            Format::Float32,
-            Some(Scope::All),
-        );
+        let critic = gpu.owned("critics", || {
+            group(
+                place(tables::critic(&critic_dims)),
+                DType::F32,
+                config.critic.optimizer,
+                Format::Float32,
+                Some(Scope::All),
+            )
+        });
         let temperature = config.temperature.map(|_| {
             let one = || {
                 let t = gpu.alloc_in(gpu.states(), DType::F32, [1]);

@@ -10,7 +10,7 @@ use crate::ops::reduce;
 pub const PATIENCE: u32 = 3;
 
 /// Learning rates of one update.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
     pub pi0: f64,
     pub critic: f64,

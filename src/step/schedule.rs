@@ -95,7 +95,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     let per_layer = |rows: usize, dtype: DType| -> Vec<Tensor> {
         (0..dims.depth).map(|_| gpu.alloc(dtype, [rows, kv_width])).collect()
     };
-    let cache = per_layer(lines, config.dtype);
+    let cache = gpu.owned("keys and values", || per_layer(lines, config.dtype));
 
     // ---- Prefix of s (kept for backward) and of s' (only keys, values and features remain).
     let images = batch.current.images(gpu, dims.image_size, &everyone);
@@ -394,7 +394,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
 
         // ---- Keys, values and weights of all steps at once.
         gpu.phase(&phases);
-        let dcache = per_layer(learned_lines, DType::F32);
+        let dcache = gpu.owned("gradients of keys and values", || per_layer(learned_lines, DType::F32));
         let seen_by = seen_by(&who, &layout, own.as_ref(), [t * k, actors, cloned], h);
         let learned = config.trainable.expert.then_some(&learner.grads);
         back.finish(&KeyPlan::new(gpu, seen_by), &dcache, learned);
