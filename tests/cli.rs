@@ -101,7 +101,17 @@ fn plan_knows_what_costs_memory() {
         "{saved} bytes of {pi0}"
     );
     let (table, _) = expect(1, &["plan", "--config=rl_fold_box", "--device-memory=24GB"]);
-    assert!(table.contains("does NOT fit"), "{table}");
+    assert!(table.contains("does NOT fit") && table.contains("--set"), "{table}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let drawing = folder.path().join("memory.svg");
+    let flag = format!("--svg={}", drawing.display());
+    let (table, _) = expect(0, &["plan", "--config=debug", "--device-memory=8GB", &flag]);
+    assert!(
+        table.contains("it fits") && table.contains("π₀ gradients") && table.contains("current prefix backward"),
+        "{table}"
+    );
+    assert!(std::fs::read_to_string(&drawing).is_ok_and(|text| text.contains("7.20 GB may be used")));
+    complains(2, &["plan", "--config=debug", "--device-memory=8XB"], &["8XB"]);
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn a_device_without_memory_ends_the_run_with_the_newest_checkpoint_in_the_messag
         exp_name: "x".into(),
         start: Start::Fresh,
         device: DeviceChoice::Auto,
+        device_memory: None,
         memory_fraction: 0.9,
         dry_run: false,
         watch: false,

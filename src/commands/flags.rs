@@ -152,12 +152,20 @@ pub fn storage(text: &str) -> Result<DType, String> {
 /// How much of the device.
 #[derive(Args, Clone, Debug)]
 pub struct MemoryFlag {
+    /// Memory of the device, e.g. 80GB, where it is to be taken for smaller than it is, or cannot be asked.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub device_memory: Option<f64>,
     /// Share of the device's memory that the step may need; without it that of ACRLPD_MEMORY_FRACTION, else 0.9.
     #[arg(long, value_name = "SHARE")]
     pub memory_fraction: Option<String>,
 }
 
 impl MemoryFlag {
+    /// Memory of the device in bytes, where the flag says.
+    pub fn device_memory(&self) -> Option<u64> {
+        self.device_memory.map(|bytes| bytes as u64)
+    }
+
     /// The share, in (0, 1].
     pub fn share(&self) -> anyhow::Result<f64> {
         let variable = "ACRLPD_MEMORY_FRACTION";
@@ -172,5 +180,25 @@ impl MemoryFlag {
                 "{from} {text:?} is not a share of the device's memory; give a number in (0, 1], e.g. 0.9"
             ),
         }
+    }
+}
+
+/// `80GB` as bytes; units are powers of 1000 (GB) or 1024 (GiB).
+pub fn size(text: &str) -> Result<f64, String> {
+    let split = text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let scale = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "mib" => 1024f64.powi(2),
+        "gib" => 1024f64.powi(3),
+        "tib" => 1024f64.powi(4),
+        _ => return Err(format!("`{unit}` is not a unit of memory; use e.g. 80GB or 24GiB")),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(n) if n > 0.0 && n.is_finite() => Ok(n * scale),
+        _ => Err(format!("`{text}` is not a size; use e.g. 80GB or 24GiB")),
     }
 }

@@ -98,6 +98,7 @@ pub fn run(args: Args, started: Instant) -> Outcome {
         exp_name: args.exp_name,
         start,
         device: args.device.choice(),
+        device_memory: args.memory.device_memory(),
         memory_fraction,
         dry_run: args.dry_run,
         watch: args.debug,

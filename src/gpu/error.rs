@@ -44,11 +44,14 @@ pub enum GpuError {
         device: String,
     },
     /// The step cannot fit, which is known before anything is allocated.
-    #[error(
-        "a step needs {needs} bytes, but only {room} of {device} may be used; use a smaller micro-batch (more gradient \
-         accumulation steps), memory.preset or a higher --memory-fraction"
-    )]
-    TooLarge { device: String, needs: u64, room: u64 },
+    #[error("a step needs {}, but only {} of {device} may be used; {advice}", gigabytes(.needs), gigabytes(.room))]
+    TooLarge {
+        device: String,
+        needs: u64,
+        room: u64,
+        /// What to do about it.
+        advice: String,
+    },
     /// A kernel did not compile, or the driver refused a launch.
     #[error("{device} failed while running the step: {why}")]
     Launch { device: String, why: String },
@@ -58,6 +61,10 @@ pub enum GpuError {
     /// The thread that feeds the device panicked; its work was dropped.
     #[error("the device thread of {device} stopped: {why}")]
     DeviceThread { device: String, why: String },
+}
+
+fn gigabytes(bytes: &u64) -> String {
+    format!("{:.3} GB", *bytes as f64 / 1e9)
 }
 
 /// Shorthand for results of this room.

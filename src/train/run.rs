@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::error::{Result, TrainError};
 use super::lock::Lock;
 use super::metrics::{Log, Row};
-use super::plan::{self, Plan};
+use super::plan::{self, Plan, fit};
 use super::setup::{self, Source};
 use super::signals::{self, Stop};
 use super::snapshot;
@@ -39,6 +39,8 @@ pub struct Options {
     pub exp_name: String,
     pub start: Start,
     pub device: DeviceChoice,
+    /// Memory of the device in bytes, where it is to be taken for smaller than it is, or the driver does not say.
+    pub device_memory: Option<u64>,
     /// Share of the device's memory that may be planned for.
     pub memory_fraction: f64,
     /// Do everything up to and including the first step, and write nothing.
@@ -131,7 +133,7 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
     observer.stage("device");
     let gpu = Gpu::open(options.device)?;
     let plan = plan::plan(config, gpu.caps().clone(), PLANNED_TOKENS)?;
-    reserve(&gpu, &plan, options.memory_fraction)?;
+    reserve(&gpu, &plan, options)?;
     let learner = setup::learner(&gpu, config)?;
     observer.stage("weights");
     match &saved {
@@ -242,14 +244,21 @@ fn warn_of_changes(saved: &Saved, config: &Config) {
     }
 }
 
-/// Refuses what cannot fit, and makes the pages of both arenas.
-fn reserve(gpu: &Gpu, plan: &Plan, fraction: f64) -> Result<()> {
-    let room = gpu.caps().memory_bytes.map(|bytes| (bytes as f64 * fraction) as u64);
-    if let Some(room) = room.filter(|room| plan.peak_bytes > *room) {
+/// Refuses what cannot fit, with what would, and makes the pages of both arenas.
+fn reserve(gpu: &Gpu, plan: &Plan, options: &Options) -> Result<()> {
+    let caps = gpu.caps();
+    let memory = match (options.device_memory, caps.memory_bytes) {
+        (Some(told), Some(known)) => Some(told.min(known)),
+        (told, known) => told.or(known),
+    };
+    let room = memory.map(|bytes| (bytes as f64 * options.memory_fraction) as u64);
+    if let Some(room) = room.filter(|room| plan.reserved_bytes > *room) {
+        let advice = fit::advice(&options.config, plan, caps, PLANNED_TOKENS, room)?;
         return Err(GpuError::TooLarge {
-            device: gpu.caps().name.clone(),
-            needs: plan.peak_bytes,
+            device: caps.name.clone(),
+            needs: plan.reserved_bytes,
             room,
+            advice: advice.to_string(),
         }
         .into());
     }

@@ -61,6 +61,7 @@ impl Trial {
             exp_name: exp_name.into(),
             start: Start::Fresh,
             device: crate::device(),
+            device_memory: None,
             memory_fraction: 0.9,
             dry_run: false,
             watch: false,

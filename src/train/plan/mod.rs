@@ -1,14 +1,29 @@
-//! What a step costs, from the step itself: the same code runs on a device that only counts.
+//! What a step costs and where its memory lies, from the step itself: the same code runs on a device that only counts.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | here | the costs of a step, phase by phase, and the pages it needs |
+//! | [`map`] | which memory is whose, and when |
+//! | [`svg`] | the same as a drawing |
+//! | [`fit`] | what would make a step fit that does not |
+//! | [`cards`] | the best settings for cards of usual sizes |
+
+pub mod cards;
+pub mod fit;
+pub mod map;
+pub mod svg;
 
 use serde::Serialize;
 
+use self::map::Map;
 use super::error::Result;
 use super::setup;
 use crate::config::Config;
-use crate::gpu::{Caps, Gpu, Record};
+use crate::gpu::{Caps, Gpu, Record, WRITTEN};
 use crate::model::layout::ObservationMasks;
 use crate::ops::augmentations::{self, Drawn};
 use crate::ops::image::Jitter;
+use crate::step::act::{self, Recorded};
 use crate::step::learner::Learner;
 use crate::step::metrics::Metrics;
 use crate::step::optimizer::{self, Rates};
@@ -26,28 +41,37 @@ pub struct Phase {
 }
 
 /// Costs of an optimizer step. Every sample has all configured cameras, is a success, carries weight and bootstraps:
-/// the most a step can cost. Chains of chunks are whole in the counted work, and broken in the memory.
+/// the most a step can cost. Work is counted with prompts of one length and whole chains of chunks, memory with the longest
+/// prompts and broken chains.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     pub samples: usize,
     pub micro_batches: usize,
-    /// Tokens of each prompt.
+    /// Tokens of each prompt, in the counted work.
     pub prompt_tokens: usize,
     pub parameters: usize,
     /// Useful floating point operations of losses and gradients; the optimizer is not in it.
     pub tflop_per_sample: f64,
     pub launches: u64,
-    /// Most bytes in use at once, and what they are: weights, gradients and optimizer states; activations and
-    /// workspaces.
+    /// Most bytes of the arenas in use at once, and what they are: weights, gradients and optimizer states; activations
+    /// and workspaces.
     pub peak_bytes: u64,
     pub state_bytes: u64,
     pub activation_bytes: u64,
+    /// What a run takes from the driver: the pages of both arenas, gaps between allocations included, and `upload_bytes`
+    /// of pages for what the host sends.
+    pub reserved_bytes: u64,
+    pub upload_bytes: u64,
     pub phases: Vec<Phase>,
+    pub map: Map,
     /// Size each page of the two arenas must have.
     #[serde(skip)]
     pub state_pages: Vec<u64>,
     #[serde(skip)]
     pub activation_pages: Vec<u64>,
+    /// Pages that the backend's pool takes for uploads.
+    #[serde(skip)]
+    pub upload_pages: Vec<u64>,
     #[serde(skip)]
     pub record: Record,
 }
@@ -61,24 +85,45 @@ const OPTIMIZER: &str = "optimizer";
 /// Storage types that the device lacks.
 pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
     let gpu = Gpu::null(caps);
+    gpu.keep_ledger();
     let learner = setup::learner(&gpu, config)?;
     let metrics = Metrics::new(&learner, config.batch_size);
+    // Weights come from the host: their way to the device needs room too. One that fills a piece stands for the others.
+    let mut enough = false;
+    learner.load_pi0(|t| {
+        let more = !enough;
+        enough |= t.len() >= WRITTEN;
+        more.then(|| vec![0.0; t.len()])
+    });
     let batch = config.batch_size;
     let tokens = prompt_tokens.min(learner.dims.max_token_len);
-    let recorded = |chain: usize| -> Result<Record> {
+    let micro_batch = |tokens: usize, chain: usize| -> Result<Record> {
         metrics.clear(&gpu);
         gpu.take_record();
-        launch_all(config, &learner, &metrics, tokens, chain);
+        schedule::micro_batch(&learner, &metrics, &fullest(config, tokens, chain), true);
         gpu.check()?;
         Ok(gpu.take_record())
     };
-    // Chains may break anywhere, so memory has to do without them; work is counted with whole ones.
-    let mut record = recorded(1)?;
-    if config.acrlpd.chain_batches > 1 {
-        let peaks = record.peaks;
-        record = recorded(config.acrlpd.chain_batches)?;
-        record.peaks = peaks;
-    }
+    // Chains may break anywhere and prompts differ: memory has to do for the worst, work is counted as asked.
+    let (longest, chain) = (learner.dims.max_token_len, config.acrlpd.chain_batches);
+    let typical = (chain > 1 || tokens < longest)
+        .then(|| micro_batch(tokens, chain))
+        .transpose()?;
+    let begin = gpu.clock();
+    let worst = micro_batch(longest, 1)?;
+    let peaks = worst.peaks.clone();
+    // Every micro-batch costs the same, in the same memory.
+    let mut record = typical.unwrap_or(worst).repeated(config.accumulation());
+    record.peaks = peaks;
+    optimizer::update(&learner, &metrics, 0, Rates::default());
+    gpu.check()?;
+    record.append(gpu.take_record());
+    let end = gpu.clock();
+    let (states, scratch) = (gpu.states().usage().peak, gpu.scratch().usage().peak);
+    beside(config, &learner, &metrics, longest);
+    gpu.check()?;
+
+    let ledger = gpu.take_ledger();
     let phases: Vec<Phase> = record
         .phases()
         .into_iter()
@@ -91,7 +136,7 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
         })
         .collect();
     let learning = phases.iter().filter(|p| p.name != OPTIMIZER);
-    let (states, scratch) = (gpu.states().usage(), gpu.scratch().usage());
+    let memory = gpu.memory()?;
     Ok(Plan {
         samples: batch,
         micro_batches: config.accumulation(),
@@ -99,14 +144,36 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
         parameters: learner.pi0.weights.placement().table().len() + learner.critic.weights.placement().table().len(),
         tflop_per_sample: learning.map(|p| p.tflop).sum::<f64>() / batch as f64,
         launches: record.total().launches,
-        peak_bytes: states.peak + scratch.peak,
-        state_bytes: states.peak,
-        activation_bytes: scratch.peak,
+        peak_bytes: states + scratch,
+        state_bytes: states,
+        activation_bytes: scratch,
+        reserved_bytes: memory.reserved,
+        upload_bytes: memory.uploads.iter().sum(),
         phases,
-        state_pages: states.pages,
-        activation_pages: scratch.pages,
+        map: Map::new(&ledger, begin, end),
+        state_pages: memory.states.pages,
+        activation_pages: memory.scratch.pages,
+        upload_pages: memory.uploads,
         record,
     })
+}
+
+/// What a run does between steps: rows of metrics, evaluation, and a measurement of what the device can do. It uses the
+/// step's memory.
+fn beside(config: &Config, learner: &Learner, metrics: &Metrics, tokens: usize) {
+    let gpu = &learner.gpu;
+    gpu.phase(&[("between steps", 1.0)]);
+    optimizer::weight_norms(learner, metrics);
+    if config.eval_interval > 0 && config.data.eval_fraction > 0.0 {
+        let part = fullest(config, tokens, 1);
+        let times = vec![0.5; part.len()];
+        let recorded = Recorded {
+            actions: &part.actions,
+            noise: &part.noise.bc,
+            time: &times,
+        };
+        act::act(learner, &part.current, &part.noise.candidates, Some(recorded));
+    }
 }
 
 /// Launches one optimizer step of `config` on `gpu`, of batches in which nothing can be left out, with prompts of
@@ -127,16 +194,11 @@ fn launch_all(config: &Config, learner: &Learner, metrics: &Metrics, tokens: usi
     for _ in 0..config.accumulation() {
         schedule::micro_batch(learner, metrics, &fullest(config, tokens, chain), true);
     }
-    let rates = Rates {
-        pi0: 0.0,
-        critic: 0.0,
-        temperature: 0.0,
-    };
-    optimizer::update(learner, metrics, 0, rates);
+    optimizer::update(learner, metrics, 0, Rates::default());
 }
 
 /// A micro-batch of chains of `chain` chunks in which nothing else can be left out.
-fn fullest(config: &Config, tokens: usize, chain: usize) -> MicroBatch {
+pub fn fullest(config: &Config, tokens: usize, chain: usize) -> MicroBatch {
     let b = config.micro_batch();
     let (dims, critic) = (config.pi0_dims(), config.critic_dims());
     let (h, chunk) = (dims.action_horizon, dims.action_horizon * dims.action_dim);
