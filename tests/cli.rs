@@ -47,6 +47,11 @@ fn plan(flags: &[&str]) -> serde_json::Value {
     serde_json::from_str(&expect(0, &args).0).expect("JSON")
 }
 
+const LORA: [&str; 2] = [
+    "--set=model.paligemma_variant=gemma_2b_lora",
+    "--set=model.action_expert_variant=gemma_300m_lora",
+];
+
 /// TFLOP per sample as counted by hand for these shapes, from the sizes of all products.
 #[test]
 fn plan_counts_the_steps_of_the_full_model() {
@@ -62,6 +67,8 @@ fn plan_counts_the_steps_of_the_full_model() {
         (&[critics, "--set=acrlpd.features=llm"], 16.61),
         (&[critics, "--set=acrlpd.chain_batches=4"], 13.17),
         (&[critics, "--set=acrlpd.freeze=[\"vision\", \"language\"]"], 8.55),
+        // Less the weight gradients of both transformers (2.91 + 0.14), plus the adapters' own products (0.17 + 0.07).
+        (&[&[critics][..], &LORA].concat(), 13.11),
     ] {
         let plan = plan(flags);
         let got = plan["tflop_per_sample"].as_f64().expect("a number");
@@ -112,6 +119,17 @@ fn plan_knows_what_costs_memory() {
     );
     assert!(std::fs::read_to_string(&drawing).is_ok_and(|text| text.contains("7.20 GB may be used")));
     complains(2, &["plan", "--config=debug", "--device-memory=8XB"], &["8XB"]);
+}
+
+#[test]
+fn adapters_on_both_transformers_fit_a_card_of_24_gb() {
+    // Micro-batches of 8, as `plan` has them here; and the preset for it.
+    let more = ["--set=acrlpd.use_ema=false", "--set=memory.preset=tight"];
+    let adapted = plan(&[&LORA[..], &more].concat());
+    let peak = adapted["peak_bytes"].as_u64().expect("bytes");
+    assert!(peak as f64 <= 22.5e9, "{peak}");
+    let (table, _) = expect(0, &["plan", "--config=rl_libero_lora", "--device-memory=22.5GB"]);
+    assert!(table.contains("fits"), "{table}");
 }
 
 #[test]

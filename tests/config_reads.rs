@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use acrlpd::config::Config;
 
 /// Types of tables, and where they are.
-const TABLES: [(&str, &[&str]); 10] = [
+const TABLES: [(&str, &[&str]); 11] = [
     ("Config", &[""]),
     ("Model", &["model"]),
     ("DimsOverride", &["model.dims"]),
+    ("LoraOverride", &["model.lora"]),
     ("Acrlpd", &["acrlpd"]),
     ("QChunking", &["qchunking"]),
     ("Critic", &["critic"]),

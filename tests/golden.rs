@@ -88,6 +88,8 @@ fn a_folder_holds_these_groups() {
         names(&found.skipped),
         [
             "README.md",
+            "lora.json",
+            "lora.py",
             "orbax_nodes",
             "orbax_tiny",
             "resize",

@@ -148,6 +148,7 @@ fn one_table(rows: usize, width: usize) -> std::sync::Arc<ParamTable> {
             init: Init::Zeros,
         }],
         shape: vec![rows, width],
+        learns: true,
     };
     let mut unit = Unit::new("embedding", Room::Language);
     unit.groups.push(table);
@@ -156,7 +157,7 @@ fn one_table(rows: usize, width: usize) -> std::sync::Arc<ParamTable> {
 
 /// A table of more than one binding: set, looked up in, given a gradient and read back.
 fn use_table(gpu: &Gpu, rows: usize, width: usize) {
-    let place = std::sync::Arc::new(Placement::new(one_table(rows, width), gpu.caps(), |_| true));
+    let place = std::sync::Arc::new(Placement::new(one_table(rows, width), gpu.caps()));
     let weights = ParamStore::new(gpu, place.clone(), DType::F32, Scope::All);
     let grads = ParamStore::zeros(gpu, place.clone(), DType::F32, Scope::All);
     let parts = weights.parts(0, 0);
@@ -220,7 +221,7 @@ fn training_under_a_small_limit_gives_the_same_numbers() {
         ..c
     });
     let group = TrainingGroup::new(Fixture::open(&golden("acrlpd_tiny")).expect("a fixture")).expect("a group");
-    let place = Placement::new(tables::pi0(&group.dims).into(), gpu.caps(), |_| true);
+    let place = Placement::new(tables::pi0(&group.dims).into(), gpu.caps());
     assert!(place.segments(gpu.caps()).len() > 1, "the limit is no limit");
     let report = verify::run(&gpu, &golden("acrlpd_tiny"), &|_| true).expect("the fixture can be checked");
     assert!(report.passed() && report.rows.len() >= 1000, "{report}");

@@ -3,7 +3,7 @@
 use super::error::{CheckpointError, Result};
 use super::names::EMBEDDING;
 use super::weights::Weights;
-use crate::model::dims::{CAMERAS, PATCH, Pi0Dims, StackDims};
+use crate::model::dims::{Adapters, CAMERAS, Lora, PATCH, Pi0Dims, StackDims};
 
 const VISION: &str = "paligemma_with_expert.paligemma.model.vision_tower.vision_model.";
 const LANGUAGE: &str = "paligemma_with_expert.paligemma.model.language_model.";
@@ -67,6 +67,23 @@ impl Weights {
             action_dim: matrix("action_in_proj.weight".into())?.1,
             action_horizon: 1,
             pi05,
+            lora: self.adapters(),
         })
+    }
+
+    /// The adapters that are there. No weight says what α is; openpi's models have α = r.
+    fn adapters(&self) -> Adapters {
+        let of = |stack: &str| {
+            let (_, stored) = self.lookup(&format!("{stack}layers.0.mlp.down_proj.lora_a"))?;
+            let rank = *stored.shape.first()?;
+            Some(Lora {
+                rank,
+                alpha: rank as f64,
+            })
+        };
+        Adapters {
+            language: of(LANGUAGE),
+            expert: of(EXPERT),
+        }
     }
 }

@@ -11,7 +11,7 @@ pub type Given = (&'static str, &'static str, Option<String>);
 /// Which configuration, and what is different about it.
 #[derive(Args, Clone, Debug)]
 pub struct ConfigFlags {
-    /// Preset (debug, rl_fold_box, rl_aloha_fold, rl_libero, rl_droid), or a .toml or .json file.
+    /// Preset (debug, rl_fold_box, rl_aloha_fold, rl_libero, rl_libero_lora, rl_droid), or a .toml or .json file.
     #[arg(long, value_name = "NAME|FILE")]
     pub config: String,
     #[command(flatten)]

@@ -4,10 +4,12 @@ use super::error::ConfigError;
 use super::names::nearest_of;
 use super::notes::{Note, What};
 use super::range::Range;
-use super::schema::{Config, ExpertVariant, Optimizer, PaligemmaVariant, Part};
+use super::schema::{Config, ExpertVariant, Features, Optimizer, PaligemmaVariant, Part};
 use super::source::is_address;
 use crate::model::critic_networks::Network;
 use crate::model::dims::PATCH;
+use crate::model::freeze::{Freeze, Reach};
+use crate::model::tables;
 
 impl Config {
     /// Whether the values make sense, alone and together. [`Config::load`] has done this; it is needed after
@@ -118,11 +120,13 @@ impl Config {
         r.at_least_one("model.action_dim", m.action_dim);
         r.at_least_one("model.max_token_len", dims.max_token_len);
         let (vlm, expert) = (m.paligemma_variant, m.action_expert_variant);
-        let mixed = (vlm == PaligemmaVariant::Tiny) != (expert == ExpertVariant::Tiny);
+        let tiny = matches!(vlm, PaligemmaVariant::Tiny | PaligemmaVariant::TinyLora);
+        let mixed = tiny != matches!(expert, ExpertVariant::Tiny | ExpertVariant::TinyLora);
         r.forbid(mixed, "model.action_expert_variant", || {
             let why = format!("which has other layers than model.paligemma_variant `{vlm}`");
             format!("`{expert}` cannot be used, {why}; make both `tiny` or neither")
         });
+        self.adapters(r);
         for (key, size) in m.dims.sizes() {
             r.at_least_one(key, size.unwrap_or(1));
         }
@@ -136,6 +140,80 @@ impl Config {
         });
         let problem = dims.problem();
         r.forbid(problem.is_some(), "model.dims", || problem.unwrap_or_default());
+    }
+
+    fn adapters(&self, r: &mut Rules) {
+        let (m, has) = (&self.model, self.pi0_dims().lora);
+        let stacks = [
+            (
+                "language",
+                m.lora.language_rank,
+                m.lora.language_alpha,
+                has.language.is_some(),
+                "paligemma_variant",
+            ),
+            (
+                "expert",
+                m.lora.expert_rank,
+                m.lora.expert_alpha,
+                has.expert.is_some(),
+                "action_expert_variant",
+            ),
+        ];
+        for (stack, rank, alpha, has, variant) in stacks {
+            let (of_rank, of_alpha) = (format!("model.lora.{stack}_rank"), format!("model.lora.{stack}_alpha"));
+            r.at_least_one(&of_rank, rank.unwrap_or(1));
+            r.positive(of_alpha.as_str(), alpha.unwrap_or(1.0));
+            for (key, given) in [(of_rank, rank.is_some()), (of_alpha, alpha.is_some())] {
+                r.forbid(given && !has, key, || {
+                    format!(
+                        "there are no adapters; set model.{variant} to a variant that ends in _lora, or leave it out"
+                    )
+                });
+            }
+        }
+    }
+
+    /// What is held fixed.
+    fn frozen(&self, r: &mut Rules) {
+        let (a, freeze) = (&self.acrlpd, self.freeze());
+        let repeated = a
+            .freeze
+            .iter()
+            .enumerate()
+            .find(|(i, part)| a.freeze[..*i].contains(part));
+        r.forbid(repeated.is_some(), "acrlpd.freeze", || {
+            let part = repeated.map_or(Part::Vision, |(_, part)| *part);
+            format!("it names `{part}` twice; keep one")
+        });
+        let dims = self.pi0_dims();
+        if dims.problem().is_some() {
+            return; // Another rule says so, and there are no names to compare with.
+        }
+        let table = tables::pi0(&dims);
+        let filters = a
+            .freeze_filter
+            .iter()
+            .fold(Freeze::NOTHING, |all, pattern| all.names(pattern));
+        let idle = filters.idle(&table).map(String::from);
+        r.forbid(idle.is_some(), "acrlpd.freeze_filter", || {
+            let pattern = idle.unwrap_or_default();
+            format!("no parameter has a name like `{pattern}`; * stands for any text, as in \"*.self_attn.*\"")
+        });
+        let divided = freeze.divided(&table);
+        r.forbid(divided.is_some(), "acrlpd.freeze_filter", || {
+            let (learns, frozen) = divided.unwrap_or_default();
+            format!("`{frozen}` and `{learns}` are one matrix here, of which it freezes a part; name both or neither")
+        });
+        let reach = Reach::of(&freeze.mark(table), &dims);
+        let fixed = match a.features {
+            Features::Embedding => !reach.tokens(),
+            Features::Llm => !reach.prefix(dims.depth),
+        };
+        r.forbid(a.feature_grad && fixed, "acrlpd.feature_grad", || {
+            let why = "it trains vision and prompt embedding through the critics' features";
+            format!("{why}, but acrlpd.freeze holds both fixed; set it to false, or thaw one")
+        });
     }
 
     fn critics(&self, r: &mut Rules) {
@@ -203,20 +281,7 @@ impl Config {
         r.at_least_one_or("acrlpd.num_action_samples", a.num_action_samples, why);
         r.positive("acrlpd.action_sampling_temperature", a.action_sampling_temperature);
         r.at_least_one("acrlpd.diffusion_steps", a.diffusion_steps);
-        let repeated = a
-            .freeze
-            .iter()
-            .enumerate()
-            .find(|(i, part)| a.freeze[..*i].contains(part));
-        r.forbid(repeated.is_some(), "acrlpd.freeze", || {
-            let part = repeated.map_or(Part::Vision, |(_, part)| *part);
-            format!("it names `{part}` twice; keep one")
-        });
-        let fixed = a.freeze.contains(&Part::Vision) && a.freeze.contains(&Part::Language);
-        r.forbid(a.feature_grad && fixed, "acrlpd.feature_grad", || {
-            let why = "it trains vision and prompt embedding through the critics' features";
-            format!("{why}, but acrlpd.freeze holds both fixed; set it to false, or thaw one")
-        });
+        self.frozen(r);
         r.below_one(
             "acrlpd.pi0_ema_decay",
             a.pi0_ema_decay,

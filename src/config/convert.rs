@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use super::error::ConfigError;
 use super::schedule::Schedule;
 use super::schema::{
-    Config, DimsOverride, ExpertVariant, MemoryPreset, Moments, Optimizer, PaligemmaVariant, QAggregation, Remat,
+    Config, DimsOverride, ExpertVariant, MemoryPreset, Moments, Optimizer, PaligemmaVariant, Part, QAggregation, Remat,
 };
 use crate::data::aloha::{ALOHA_DELTAS, ALOHA_DIM};
 use crate::data::transforms::mask;
 use crate::data::{CameraSpec, DataSpec, NormKind, Place, PromptSource};
-use crate::model::dims::{CAMERAS, CriticDims, PATCH, Pi0Dims, StackDims};
+use crate::model::dims::{Adapters, CAMERAS, CriticDims, Lora, PATCH, Pi0Dims, StackDims};
+use crate::model::freeze::Freeze;
+use crate::model::params::Room;
 
 /// Rows of the shipped tokenizer, `assets/tokenizer/tiny_paligemma.model`.
 const TINY_VOCAB: usize = 600;
@@ -20,12 +22,12 @@ impl Config {
     pub fn pi0_dims(&self) -> Pi0Dims {
         let m = &self.model;
         let mut dims = match m.paligemma_variant {
-            PaligemmaVariant::Gemma2b => Pi0Dims::full(m.action_horizon, m.pi05),
-            PaligemmaVariant::Tiny => tiny(m.action_horizon, m.pi05),
+            PaligemmaVariant::Gemma2b | PaligemmaVariant::Gemma2bLora => Pi0Dims::full(m.action_horizon, m.pi05),
+            PaligemmaVariant::Tiny | PaligemmaVariant::TinyLora => tiny(m.action_horizon, m.pi05),
         };
         dims.expert = match m.action_expert_variant {
-            ExpertVariant::Gemma300m => Pi0Dims::full(m.action_horizon, m.pi05).expert,
-            ExpertVariant::Tiny => tiny(m.action_horizon, m.pi05).expert,
+            ExpertVariant::Gemma300m | ExpertVariant::Gemma300mLora => Pi0Dims::full(m.action_horizon, m.pi05).expert,
+            ExpertVariant::Tiny | ExpertVariant::TinyLora => tiny(m.action_horizon, m.pi05).expert,
         };
         dims.image_size = m.image_size;
         dims.action_dim = m.action_dim;
@@ -51,7 +53,44 @@ impl Config {
         if let Some(cameras) = &m.dims.cameras {
             dims.cameras.clone_from(cameras);
         }
+        let lora = |own: Option<usize>, rank: Option<usize>, alpha: Option<f64>| {
+            own.map(|own| {
+                let rank = rank.unwrap_or(own);
+                Lora {
+                    rank,
+                    alpha: alpha.unwrap_or(rank as f64),
+                }
+            })
+        };
+        let language = match m.paligemma_variant {
+            PaligemmaVariant::Gemma2bLora => Some(16),
+            PaligemmaVariant::TinyLora => Some(2),
+            PaligemmaVariant::Gemma2b | PaligemmaVariant::Tiny => None,
+        };
+        let expert = match m.action_expert_variant {
+            ExpertVariant::Gemma300mLora => Some(32),
+            ExpertVariant::TinyLora => Some(4),
+            ExpertVariant::Gemma300m | ExpertVariant::Tiny => None,
+        };
+        dims.lora = Adapters {
+            language: lora(language, m.lora.language_rank, m.lora.language_alpha),
+            expert: lora(expert, m.lora.expert_rank, m.lora.expert_alpha),
+        };
         dims
+    }
+
+    /// What does not learn: under adapters what they are for, then the parts, then the filters.
+    pub fn freeze(&self) -> Freeze {
+        let mut freeze = Freeze::under(self.pi0_dims().lora);
+        for part in &self.acrlpd.freeze {
+            freeze = freeze.room(match part {
+                Part::Vision => Room::Vision,
+                Part::Language => Room::Language,
+                Part::Expert => Room::Expert,
+            });
+        }
+        let filters = self.acrlpd.freeze_filter.iter();
+        filters.fold(freeze, |freeze, pattern| freeze.names(pattern))
     }
 
     /// The sizes of the critic ensemble.
@@ -267,6 +306,7 @@ fn tiny(action_horizon: usize, pi05: bool) -> Pi0Dims {
         action_dim: 32,
         action_horizon,
         pi05,
+        lora: Adapters::default(),
     }
 }
 

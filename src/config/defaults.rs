@@ -46,6 +46,7 @@ impl Default for Model {
             image_size: 224,
             weights: None,
             dims: DimsOverride::default(),
+            lora: LoraOverride::default(),
         }
     }
 }
@@ -90,6 +91,7 @@ impl Default for Acrlpd {
             chain_batches: 1,
             separate_prefixes: false,
             freeze: Vec::new(),
+            freeze_filter: Vec::new(),
         }
     }
 }

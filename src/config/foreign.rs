@@ -110,7 +110,11 @@ pub const FOREIGN: &[Foreign] = &[
         &["5000"],
         "the newest keep_checkpoints stay, no others; set that",
     ),
-    only("freeze_filter", &[], "name the parts in acrlpd.freeze"),
+    only(
+        "freeze_filter",
+        &[],
+        "name what is fixed in acrlpd.freeze or acrlpd.freeze_filter",
+    ),
     only("ema_decay", &["0.99"], "set acrlpd.pi0_ema_decay"),
     ignored(
         "pi0_weight_loader.params_path",

@@ -69,6 +69,17 @@ pub struct Model {
     /// Of openpi (JAX or PyTorch), of lerobot, or a checkpoint of ours; `None`: random weights from the seed.
     pub weights: Option<PathBuf>,
     pub dims: DimsOverride,
+    pub lora: LoraOverride,
+}
+
+/// `[model.lora]`: adapters that differ from the variant's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraOverride {
+    pub language_rank: Option<usize>,
+    pub language_alpha: Option<f64>,
+    pub expert_rank: Option<usize>,
+    pub expert_alpha: Option<f64>,
 }
 
 /// `[model.dims]`: sizes that differ from the variant's.
@@ -160,6 +171,8 @@ pub struct Acrlpd {
     pub separate_prefixes: bool,
     /// Parts of π₀ that are not trained.
     pub freeze: Vec<Part>,
+    /// Patterns of names of parameters that are not trained; with `!` in front, that are.
+    pub freeze_filter: Vec<String>,
 }
 
 /// `[qchunking]`: rewards and chunks on the data side.
@@ -287,15 +300,23 @@ spellings! {
     PaligemmaVariant {
         /// SigLIP So400m/14 and Gemma 2B.
         Gemma2b = "gemma_2b",
+        /// The same, fixed, with adapters of rank 16.
+        Gemma2bLora = "gemma_2b_lora",
         /// The sizes of `tests/golden/pi0_tiny`, with the vocabulary of the shipped tokenizer.
         Tiny = "tiny",
+        /// The same, its language stream fixed, with adapters of rank 2.
+        TinyLora = "tiny_lora",
     }
 }
 spellings! {
     /// Action expert.
     ExpertVariant {
         Gemma300m = "gemma_300m",
+        /// The same, fixed, with adapters of rank 32.
+        Gemma300mLora = "gemma_300m_lora",
         Tiny = "tiny",
+        /// The same, fixed, with adapters of rank 4.
+        TinyLora = "tiny_lora",
     }
 }
 spellings! {

@@ -1,9 +1,10 @@
 //! Parameter stores as the matrices the networks use. Weights and gradients have the same shape of handles.
 
-use super::dims::{CriticDims, Pi0Dims};
+use super::dims::{CriticDims, Lora, Pi0Dims, StackDims};
 use super::params::ParamStore;
+use super::projection::{Adapter, Projection};
 use super::tables::Pi0Units;
-use crate::gpu::Tensor;
+use crate::gpu::{Gpu, Tensor};
 
 /// Weight and bias.
 pub type Linear = (Tensor, Tensor);
@@ -61,14 +62,21 @@ pub enum Norm {
 pub struct GemmaBlock {
     pub norm1: Norm,
     /// `[(Hq + 2 Hkv) K, D]`: q | k | v
-    pub qkv: Tensor,
+    pub qkv: Projection,
     /// `[D, Hq K]`
-    pub out: Tensor,
+    pub out: Projection,
     pub norm2: Norm,
     /// `[2F, D]`: gate | up
-    pub gate_up: Tensor,
+    pub gate_up: Projection,
     /// `[D, F]`
-    pub down: Tensor,
+    pub down: Projection,
+}
+
+impl GemmaBlock {
+    /// The matrices that may have adapters.
+    pub fn projections(&self) -> [&Projection; 4] {
+        [&self.qkv, &self.out, &self.gate_up, &self.down]
+    }
 }
 
 /// Projections of state, actions and time.
@@ -127,21 +135,27 @@ impl Pi0Params {
     pub fn bind(store: &ParamStore, d: &Pi0Dims) -> Pi0Params {
         let units = Pi0Units::new(d);
         let open = |unit: usize| Groups { store, unit, next: 0 };
-        let gemma = |unit: usize, adaptive: bool| {
+        let heads = d.attention();
+        let gemma = |unit: usize, adaptive: bool, dims: StackDims, lora: Option<Lora>| {
             let mut g = open(unit);
             let (norm1, qkv, out) = (g.norm(adaptive), g.one(), g.one());
+            let (norm2, gate_up, down) = (g.norm(adaptive), g.one(), g.one());
+            let mut adapted = |weight: Tensor, groups: [usize; 2]| Projection {
+                weight,
+                adapter: lora.map(|lora| Adapter::new(g.one(), g.one(), groups, lora)),
+            };
             GemmaBlock {
                 norm1,
-                qkv,
-                out,
-                norm2: g.norm(adaptive),
-                gate_up: g.one(),
-                down: g.one(),
+                qkv: adapted(qkv, [heads.q + 2 * heads.kv, heads.dim]),
+                out: adapted(out, [1, dims.width]),
+                norm2,
+                gate_up: adapted(gate_up, [2, dims.mlp]),
+                down: adapted(down, [1, dims.width]),
             }
         };
         let mut patches = open(units.patches());
         let mut projector = open(units.projector());
-        let mut heads = open(units.heads());
+        let mut action = open(units.heads());
         Pi0Params {
             vision: Vision {
                 patch: patches.linear(),
@@ -163,17 +177,37 @@ impl Pi0Params {
                 projector: projector.linear(),
             },
             embedding: store.parts(units.embedding(), 0),
-            language: (0..d.depth).map(|i| gemma(units.language(i), false)).collect(),
+            language: (0..d.depth)
+                .map(|i| gemma(units.language(i), false, d.language, d.lora.language))
+                .collect(),
             language_norm: open(units.language_norm()).norm(false),
-            expert: (0..d.depth).map(|i| gemma(units.expert(i), d.pi05)).collect(),
+            expert: (0..d.depth)
+                .map(|i| gemma(units.expert(i), d.pi05, d.expert, d.lora.expert))
+                .collect(),
             expert_norm: open(units.expert_norm()).norm(d.pi05),
             heads: ActionHeads {
-                action_in: heads.linear(),
-                state: (!d.pi05).then(|| heads.linear()),
-                time_in: heads.linear(),
-                time_out: heads.linear(),
-                action_out: heads.linear(),
+                action_in: action.linear(),
+                state: (!d.pi05).then(|| action.linear()),
+                time_in: action.linear(),
+                time_out: action.linear(),
+                action_out: action.linear(),
             },
+        }
+    }
+
+    /// The same weights with room for what is made of them: [`Pi0Params::refresh`].
+    #[must_use]
+    pub fn with_sums(mut self, gpu: &Gpu) -> Pi0Params {
+        for block in self.language.iter_mut().chain(&mut self.expert) {
+            block.out = block.out.clone().with_sum(gpu);
+        }
+        self
+    }
+
+    /// Makes again what depends on weights that have changed: the sums over heads of the adapters.
+    pub fn refresh(&self, gpu: &Gpu) {
+        for block in self.language.iter().chain(&self.expert) {
+            block.out.sum_heads(gpu);
         }
     }
 }

@@ -101,7 +101,7 @@ mod tests {
             action_horizon: 2,
         };
         let rows = 5;
-        let placement = Placement::new(Arc::new(tables::critic(&d)), gpu.caps(), |_| true);
+        let placement = Placement::new(Arc::new(tables::critic(&d)), gpu.caps());
         let placement = Arc::new(placement);
         let store = || ParamStore::zeros(&gpu, placement.clone(), DType::F32, Scope::All);
         let (weights, grads) = (store(), store());

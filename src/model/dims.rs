@@ -19,7 +19,7 @@ pub struct StackDims {
 }
 
 /// Sizes of π₀ or π₀.₅.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pi0Dims {
     /// Side of the square input images, in pixels; a multiple of `patch`.
@@ -51,6 +51,34 @@ pub struct Pi0Dims {
     pub action_horizon: usize,
     /// π₀.₅: no state token, adaptive norms in the expert.
     pub pi05: bool,
+    /// Low-rank adapters.
+    #[serde(default)]
+    pub lora: Adapters,
+}
+
+/// Which stacks have low-rank adapters at their attention and MLPs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapters {
+    pub language: Option<Lora>,
+    pub expert: Option<Lora>,
+}
+
+/// A low-rank adapter: `W + α/r · B A`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// r
+    pub rank: usize,
+    /// α
+    pub alpha: f64,
+}
+
+impl Lora {
+    /// Factor of the product of A and B.
+    pub fn scale(self) -> f64 {
+        self.alpha / self.rank as f64
+    }
 }
 
 /// The camera names of π₀, in the order of its prefix.
@@ -80,6 +108,7 @@ impl Pi0Dims {
             action_dim: 32,
             action_horizon,
             pi05,
+            lora: Adapters::default(),
         }
     }
 
@@ -139,6 +168,13 @@ impl Pi0Dims {
             (
                 self.depth == 0 || self.vision_depth == 0,
                 "depth and vision_depth must be at least 1",
+            ),
+            (
+                [self.lora.language, self.lora.expert]
+                    .iter()
+                    .flatten()
+                    .any(|l| l.rank == 0),
+                "the rank of an adapter must be at least 1",
             ),
             (self.cameras.is_empty(), "at least one camera is needed"),
             (

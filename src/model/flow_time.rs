@@ -105,8 +105,13 @@ impl FlowTimes {
     /// Gradients of the π₀ time half: from the gradient of the rows `[G, E]`.
     pub fn backward_row(&self, gpu: &Gpu, drow: &Tensor, grads: &ActionHeads) {
         let e = drow.dim(1);
-        gemm::tn(drow, &self.embedding).add_to(gpu, time_half(&grads.time_in.0, e));
-        column_sum::accumulate(gpu, Term::Plain { dy: drow }, &grads.time_in.1);
+        let (weight, bias) = &grads.time_in;
+        if !weight.is_empty() {
+            gemm::tn(drow, &self.embedding).add_to(gpu, time_half(weight, e));
+        }
+        if !bias.is_empty() {
+            column_sum::accumulate(gpu, Term::Plain { dy: drow }, bias);
+        }
     }
 
     /// Gradients of the π₀.₅ condition and of the norms' own maps: for each norm its weights, their gradients, and the
@@ -120,11 +125,17 @@ impl FlowTimes {
     ) {
         let TimeKind::Modulation(m) = &self.kind else { return };
         let like = |t: &Tensor| gpu.f32(t.shape());
+        let through = learns(&grads.time_in) || learns(&grads.time_out);
         let dcond = like(&m.cond);
         fill::zero(gpu, &dcond);
         for ((weight, _), grad, dtable) in norms {
-            gemm::nn(dtable, weight).add_to(gpu, &dcond);
+            if through {
+                gemm::nn(dtable, weight).add_to(gpu, &dcond);
+            }
             linear_params(gpu, dtable, &m.cond, grad);
+        }
+        if !through {
+            return;
         }
         let (dpre2, dhidden, dpre1) = (like(&m.pre2), like(&m.hidden), like(&m.pre1));
         activation::backward(gpu, Activation::Swish, &m.pre2, &dcond, &dpre2, None);
@@ -140,10 +151,19 @@ fn time_half(weight: &Tensor, e: usize) -> Mat {
     Mat::from(weight).columns(e, e)
 }
 
-/// `dW += dyᵀ x`, `db += Σ dy`
+/// `dW += dyᵀ x`, `db += Σ dy`, each if it learns.
 pub(super) fn linear_params(gpu: &Gpu, dy: &Tensor, x: &Tensor, g: &Linear) {
-    gemm::tn(dy, x).add_to(gpu, &g.0);
-    column_sum::accumulate(gpu, Term::Plain { dy }, &g.1);
+    if !g.0.is_empty() {
+        gemm::tn(dy, x).add_to(gpu, &g.0);
+    }
+    if !g.1.is_empty() {
+        column_sum::accumulate(gpu, Term::Plain { dy }, &g.1);
+    }
+}
+
+/// Has either of the two a gradient?
+pub(super) fn learns(g: &Linear) -> bool {
+    !g.0.is_empty() || !g.1.is_empty()
 }
 
 fn modulations(gpu: &Gpu, net: &Net<'_>, heads: &ActionHeads, embedding: &Tensor) -> Modulations {

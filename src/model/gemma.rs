@@ -13,7 +13,7 @@
 use super::bind::{GemmaBlock, Norm};
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::ops::rms_norm::{self, Modulation};
-use crate::ops::{gated_residual, geglu, gemm};
+use crate::ops::{gated_residual, geglu};
 
 /// The time-dependent part of one adaptive block.
 #[derive(Clone)]
@@ -68,8 +68,8 @@ pub struct BlockTape {
 pub fn project(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, qkv: &Tensor) {
     let normed = gpu.alloc(x.dtype(), x.shape());
     rms_norm::forward(gpu, x, norms(p, time).0, &normed);
-    let skip = p.qkv.dim(0) - qkv.dim(1);
-    gemm::nt(&normed, &p.qkv.rows(skip..p.qkv.dim(0))).to(gpu, qkv);
+    let skip = p.qkv.outputs() - qkv.dim(1);
+    p.qkv.outputs_from(skip).forward(gpu, &normed, None, qkv);
 }
 
 /// Everything behind attention: `y`, and what [`BlockTape`] keeps of it.
@@ -85,28 +85,28 @@ fn middle(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, o:
     let out = gpu.alloc(x.dtype(), x.shape());
     match time {
         None => {
-            gemm::nt(o, &p.out).residual(x).to(gpu, &out);
+            p.out.forward(gpu, o, Some(x), &out);
             (out, None)
         }
         Some(t) => {
             let branch = gpu.alloc(x.dtype(), x.shape());
-            gemm::nt(o, &p.out).to(gpu, &branch);
+            p.out.forward(gpu, o, None, &branch);
             gated_residual::forward(gpu, x, &branch, &t.block.norm1, t.groups, &out);
             (out, Some(branch))
         }
     }
 }
 
-/// The product that gives gate | up from `middle`.
-fn gate_up(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, middle: &Tensor) -> gemm::Gemm {
+/// The input of gate and up from `middle`.
+fn normed2(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, middle: &Tensor) -> Tensor {
     let normed = gpu.alloc(middle.dtype(), middle.shape());
     rms_norm::forward(gpu, middle, norms(p, time).1, &normed);
-    gemm::nt(&normed, &p.gate_up)
+    normed
 }
 
 /// Room for gate | up.
 fn gate_up_rows(gpu: &Gpu, p: &GemmaBlock, middle: &Tensor) -> Tensor {
-    gpu.alloc(middle.dtype(), [middle.dim(0), p.gate_up.dim(0)])
+    gpu.alloc(middle.dtype(), [middle.dim(0), p.gate_up.outputs()])
 }
 
 /// `y` from the input `x` and attention's output `o`; gate | up only if `keep_gate_up`.
@@ -121,21 +121,18 @@ pub fn finish(
 ) -> Finished {
     let (middle, branch1) = middle(gpu, p, time, x, o);
     let kept = keep_gate_up.then(|| gate_up_rows(gpu, p, &middle));
-    let act = gpu.alloc(x.dtype(), [x.dim(0), p.down.dim(1)]);
-    let mut product = gate_up(gpu, p, time, &middle).gated();
-    if let Some(kept) = &kept {
-        product = product.save_pre(kept);
-    }
-    product.to(gpu, &act);
+    let act = gpu.alloc(x.dtype(), [x.dim(0), p.down.inputs()]);
+    p.gate_up
+        .gated(gpu, &normed2(gpu, p, time, &middle), kept.as_ref(), &act);
     let branches = match (time, branch1) {
         (Some(t), Some(branch1)) => {
             let branch2 = gpu.alloc(x.dtype(), x.shape());
-            gemm::nt(&act, &p.down).to(gpu, &branch2);
+            p.down.forward(gpu, &act, None, &branch2);
             gated_residual::forward(gpu, &middle, &branch2, &t.block.norm2, t.groups, y);
             Some((branch1, branch2))
         }
         _ => {
-            gemm::nt(&act, &p.down).residual(&middle).to(gpu, y);
+            p.down.forward(gpu, &act, Some(&middle), y);
             None
         }
     };
@@ -160,7 +157,8 @@ impl BlockTape {
             && let Some(middle) = &self.middle
         {
             let rows = gate_up_rows(gpu, p, middle);
-            gate_up(gpu, p, time, middle).to(gpu, &rows);
+            let normed = normed2(gpu, p, time, middle);
+            p.gate_up.forward(gpu, &normed, None, &rows);
             self.gate_up = Some(rows);
         }
     }
@@ -203,12 +201,12 @@ impl BlockGrads {
         dqkv: Tensor,
         delta: Tensor,
     ) -> BlockGrads {
-        let d = p.out.dim(0);
+        let d = p.out.outputs();
         let rows = |width: usize| gpu.alloc(dtype, [m, width]);
         BlockGrads {
             dy: rows(d),
             gated: matches!(p.norm1, Norm::Adaptive(_)).then(|| (rows(d), rows(d))),
-            dgate_up: rows(p.gate_up.dim(0)),
+            dgate_up: rows(p.gate_up.outputs()),
             dnormed1: rows(d),
             dnormed2: rows(d),
             rstd1: rms_norm::rstd(gpu, m),
@@ -246,12 +244,12 @@ pub fn backward_out(
         gated_residual::backward(gpu, dout, table, t.groups, &to);
         to
     };
-    let dact = gpu.alloc(dy.dtype(), [dy.dim(0), p.down.dim(1)]);
-    gemm::nn(&at_branch(&dy, 2), &p.down).to(gpu, &dact);
+    let dact = gpu.alloc(dy.dtype(), [dy.dim(0), p.down.inputs()]);
+    p.down.backward(gpu, &at_branch(&dy, 2), &dact);
     let dgate_up = rows(&g.dgate_up);
     geglu::backward(gpu, &rows(tape.gate_up()), &dact, &dgate_up, None);
     let (dnormed2, dmiddle) = (rows(&g.dnormed2), rows(&g.dmiddle));
-    gemm::nn(&dgate_up, &p.gate_up).to(gpu, &dnormed2);
+    p.gate_up.backward(gpu, &dgate_up, &dnormed2);
     rms_norm::backward(
         gpu,
         rms_norm::Backward {
@@ -264,7 +262,7 @@ pub fn backward_out(
             rstd: Some(&rows(&g.rstd2)),
         },
     );
-    gemm::nn(&at_branch(&dmiddle, 1), &p.out).to(gpu, &rows(&g.d_o));
+    p.out.backward(gpu, &at_branch(&dmiddle, 1), &rows(&g.d_o));
 }
 
 /// From `dqkv` (before rotation) and `dmiddle` to `dx` for rows `range`.
@@ -281,7 +279,7 @@ pub fn backward_in(
     let groups = time.map(|t| t.groups.rows(range.clone()));
     let time = time.zip(groups.as_ref()).map(|(t, groups)| Modulated { groups, ..t });
     let dnormed1 = rows(&g.dnormed1);
-    gemm::nn(&rows(&g.dqkv), &p.qkv).to(gpu, &dnormed1);
+    p.qkv.backward(gpu, &rows(&g.dqkv), &dnormed1);
     rms_norm::backward(
         gpu,
         rms_norm::Backward {
@@ -303,9 +301,12 @@ pub struct TimeGroups<'a> {
     pub starts: &'a Tensor,
     /// f32 `[M]`, all one.
     pub ones: &'a Tensor,
+    /// Does any map to a modulation, or the condition they read, learn?
+    pub wanted: bool,
 }
 
-/// Weight gradients from all rows, added to `grads`. Returns the gradients of the modulation tables.
+/// Weight gradients from all rows, added to those of `grads` that learn. Returns the gradients of the modulation tables:
+/// where the norms' own maps do not learn, the condition they belong to still may.
 pub fn backward_params(
     gpu: &Gpu,
     p: &GemmaBlock,
@@ -320,24 +321,36 @@ pub fn backward_params(
         .gated
         .as_ref()
         .map_or((&g.dy, &g.dmiddle), |(mlp, attention)| (mlp, attention));
-    let act = gpu.alloc(tape.x.dtype(), [tape.x.dim(0), p.down.dim(1)]);
-    geglu::forward(gpu, tape.gate_up(), &act);
-    gemm::tn(mlp, &act).add_to(gpu, &grads.down);
-    drop(act);
+    if grads.down.learns() {
+        let act = gpu.alloc(tape.x.dtype(), [tape.x.dim(0), p.down.inputs()]);
+        geglu::forward(gpu, tape.gate_up(), &act);
+        p.down.backward_params(gpu, &grads.down, mlp, &act);
+    }
     let normed = gpu.alloc(tape.x.dtype(), tape.x.shape());
-    rms_norm::forward(gpu, tape.middle(), norm2, &normed);
-    gemm::tn(&g.dgate_up, &normed).add_to(gpu, &grads.gate_up);
-    gemm::tn(attention, &tape.o).add_to(gpu, &grads.out);
-    rms_norm::forward(gpu, &tape.x, norm1, &normed);
-    gemm::tn(&g.dqkv, &normed).add_to(gpu, &grads.qkv);
+    if grads.gate_up.learns() {
+        rms_norm::forward(gpu, tape.middle(), norm2, &normed);
+        p.gate_up.backward_params(gpu, &grads.gate_up, &g.dgate_up, &normed);
+    }
+    p.out.backward_params(gpu, &grads.out, attention, &tape.o);
+    if grads.qkv.learns() {
+        rms_norm::forward(gpu, &tape.x, norm1, &normed);
+        p.qkv.backward_params(gpu, &grads.qkv, &g.dqkv, &normed);
+    }
     match (&grads.norm1, &grads.norm2) {
         (Norm::Plain(d1), Norm::Plain(d2)) => {
-            rms_norm::backward_scale(gpu, &tape.x, &g.rstd1, &g.dnormed1, d1);
-            rms_norm::backward_scale(gpu, tape.middle(), &g.rstd2, &g.dnormed2, d2);
+            if !d1.is_empty() {
+                rms_norm::backward_scale(gpu, &tape.x, &g.rstd1, &g.dnormed1, d1);
+            }
+            if !d2.is_empty() {
+                rms_norm::backward_scale(gpu, tape.middle(), &g.rstd2, &g.dnormed2, d2);
+            }
             None
         }
         _ => {
             let (t, groups) = time.expect("an adaptive block needs its modulation");
+            if !groups.wanted {
+                return None;
+            }
             let table = |like: &Tensor| gpu.f32(like.shape());
             let (d1, d2) = (table(&t.block.norm1), table(&t.block.norm2));
             rms_norm::backward_modulation(gpu, &tape.x, &g.rstd1, &g.dnormed1, groups.starts, &d1);

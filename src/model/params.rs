@@ -85,6 +85,8 @@ pub struct Group {
     pub tensors: Vec<ParamTensor>,
     /// Shape of the whole.
     pub shape: Vec<usize>,
+    /// Does it change in training? [`Freeze`](super::freeze::Freeze) says so.
+    pub learns: bool,
 }
 
 impl Group {
@@ -128,6 +130,7 @@ impl Unit {
         self.groups.push(Group {
             shape: shape.to_vec(),
             tensors: vec![tensor],
+            learns: true,
         });
         self
     }
@@ -145,7 +148,11 @@ impl Unit {
                 init,
             })
             .collect();
-        self.groups.push(Group { shape, tensors });
+        self.groups.push(Group {
+            shape,
+            tensors,
+            learns: true,
+        });
         self
     }
 
@@ -196,7 +203,7 @@ pub(super) struct Part {
 #[derive(Debug)]
 pub struct Placement {
     pub(super) table: Arc<ParamTable>,
-    /// Elements of each page. Pages of units that learn come first.
+    /// Elements of each page. Pages of groups that learn come first.
     pub(super) pages: Vec<usize>,
     pub(super) learning: usize,
     /// `[unit][group]` -> parts; more than one only where a group exceeds what a kernel may bind.
@@ -204,18 +211,20 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Places `table` for a device. Units that do not `learn` get pages of their own, so that gradients and optimizer
+    /// Places `table` for a device. Groups that do not learn get pages of their own, so that gradients and optimizer
     /// states need memory for the others only.
-    pub fn new(table: Arc<ParamTable>, caps: &Caps, learn: impl Fn(&Unit) -> bool) -> Placement {
+    pub fn new(table: Arc<ParamTable>, caps: &Caps) -> Placement {
         // Largest element type first: every store of this placement must fit.
         let most_page = (caps.max_page_bytes / 4) as usize / ALIGN * ALIGN;
         let most_part = ((caps.max_binding_bytes - caps.alignment) / 4) as usize;
         let mut pages: Vec<usize> = vec![0];
-        let mut parts = vec![Vec::new(); table.units.len()];
+        let places = |unit: &Unit| vec![Vec::new(); unit.groups.len()];
+        let mut parts: Vec<Vec<Vec<Part>>> = table.units.iter().map(places).collect();
         let mut learning = 0;
         for pass in [true, false] {
-            for (unit, of_unit) in table.units.iter().zip(&mut parts).filter(|(u, _)| learn(u) == pass) {
-                for group in &unit.groups {
+            for (unit, of_unit) in table.units.iter().zip(&mut parts) {
+                let groups = unit.groups.iter().zip(of_unit);
+                for (group, of_group) in groups.filter(|(group, _)| group.learns == pass) {
                     let rows = group.shape[0];
                     let row = group.len() / rows.max(1);
                     // Parts end on aligned elements where rows allow it, so that they follow each other closely.
@@ -223,7 +232,6 @@ impl Placement {
                     let fitting = (most_part.min(most_page) / row.max(1)).clamp(1, rows.max(1));
                     let whole = fitting >= rows || fitting < granule;
                     let rows_per_part = if whole { fitting } else { fitting / granule * granule };
-                    let mut of_group = Vec::new();
                     for first_row in (0..rows).step_by(rows_per_part) {
                         let rows = rows_per_part.min(rows - first_row);
                         let len = (rows * row).next_multiple_of(ALIGN);
@@ -239,7 +247,6 @@ impl Placement {
                         });
                         pages[page] += len;
                     }
-                    of_unit.push(of_group);
                 }
             }
             if pass {
@@ -268,7 +275,7 @@ impl Placement {
         self.pages.iter().sum()
     }
 
-    /// Flat ranges (page, first element, elements) that cover all units that learn and that one kernel may bind.
+    /// Flat ranges (page, first element, elements) that cover all groups that learn and that one kernel may bind.
     pub fn segments(&self, caps: &Caps) -> Vec<(usize, usize, usize)> {
         let most = ((caps.max_binding_bytes - caps.alignment) / 4) as usize / ALIGN * ALIGN;
         let mut out = Vec::new();
@@ -280,23 +287,28 @@ impl Placement {
         out
     }
 
-    /// Flat ranges (page, first element, elements) of some units that one kernel may bind, padding included.
-    pub fn segments_of(&self, units: impl IntoIterator<Item = usize>, caps: &Caps) -> Vec<(usize, usize, usize)> {
+    /// Flat ranges (page, first element, elements) of some groups (unit, group) that one kernel may bind, padding
+    /// included.
+    pub fn segments_of(
+        &self,
+        groups: impl IntoIterator<Item = (usize, usize)>,
+        caps: &Caps,
+    ) -> Vec<(usize, usize, usize)> {
         let most = ((caps.max_binding_bytes - caps.alignment) / 4) as usize / ALIGN * ALIGN;
         let mut out: Vec<(usize, usize, usize)> = Vec::new();
-        for unit in units {
-            for (group, parts) in self.table.units[unit].groups.iter().zip(&self.parts[unit]) {
-                let row = group.len() / group.shape[0].max(1);
-                for part in parts {
-                    let len = (part.rows * row).next_multiple_of(ALIGN);
-                    match out.last_mut() {
-                        Some((page, start, have))
-                            if *page == part.page && *start + *have == part.offset && *have + len <= most =>
-                        {
-                            *have += len;
-                        }
-                        _ => out.push((part.page, part.offset, len)),
+        for (unit, group) in groups {
+            let parts = &self.parts[unit][group];
+            let group = &self.table.units[unit].groups[group];
+            let row = group.len() / group.shape[0].max(1);
+            for part in parts {
+                let len = (part.rows * row).next_multiple_of(ALIGN);
+                match out.last_mut() {
+                    Some((page, start, have))
+                        if *page == part.page && *start + *have == part.offset && *have + len <= most =>
+                    {
+                        *have += len;
                     }
+                    _ => out.push((part.page, part.offset, len)),
                 }
             }
         }
@@ -319,9 +331,12 @@ mod tests {
                 .stacked(&[("q".into(), &[6, 10]), ("k".into(), &[2, 10])], Init::Normal(0.1))
         };
         let embed = Unit::new("embed", Room::Language).one("table", &[1000, 10], Init::Normal(1.0));
-        Arc::new(ParamTable {
-            units: vec![embed, block(0), block(1)],
-        })
+        let mut units = vec![embed, block(0), block(1)];
+        // Of the first block nothing learns, of the second one the scale.
+        for (unit, group) in [(1, 0), (1, 1), (2, 1)] {
+            units[unit].groups[group].learns = false;
+        }
+        Arc::new(ParamTable { units })
     }
 
     #[test]
@@ -340,7 +355,7 @@ mod tests {
                 ..Caps::planning()
             },
         ] {
-            let p = Placement::new(table(), &caps, |u| u.name != "block0");
+            let p = Placement::new(table(), &caps);
             let mut used = vec![Vec::new(); p.pages.len()];
             for (u, unit) in p.parts.iter().enumerate() {
                 for (g, parts) in unit.iter().enumerate() {
@@ -362,10 +377,11 @@ mod tests {
                 assert!(p.pages[page] as u64 * 4 <= caps.max_page_bytes);
             }
             let covered: usize = p.segments(&caps).iter().map(|s| s.2).sum();
-            let frozen: usize = p.segments_of([1], &caps).iter().map(|s| s.2).sum();
-            assert_eq!(covered + frozen, p.elements());
-            let by_unit: usize = (0..3).flat_map(|u| p.segments_of([u], &caps)).map(|s| s.2).sum();
-            assert_eq!(by_unit, p.elements());
+            let size = |groups: &[(usize, usize)]| -> usize {
+                p.segments_of(groups.iter().copied(), &caps).iter().map(|s| s.2).sum()
+            };
+            assert_eq!(covered + size(&[(1, 0), (1, 1), (2, 1)]), p.elements());
+            assert_eq!(size(&[(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]), p.elements());
         }
     }
 }

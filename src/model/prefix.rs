@@ -8,6 +8,7 @@
 
 use super::bind::Pi0Params;
 use super::dims::Pi0Dims;
+use super::freeze::Reach;
 use super::gemma::{self, BlockTape};
 use super::layout::PrefixLayout;
 pub use super::prefix_backward::{Incoming, TokenGrads, backward};
@@ -19,28 +20,6 @@ use crate::ops::gemm;
 use crate::ops::rms_norm::{self, Modulation};
 use crate::ops::rope::{self, Cache, Heads, Table};
 use crate::ops::{blocks, embedding};
-
-/// Which parameters learn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trainable {
-    pub vision: bool,
-    pub language: bool,
-    pub expert: bool,
-}
-
-impl Trainable {
-    /// Everything learns.
-    pub const ALL: Trainable = Trainable {
-        vision: true,
-        language: true,
-        expert: true,
-    };
-
-    /// Does any gradient have to travel through the prefix rows?
-    pub fn prefix(self) -> bool {
-        self.vision || self.language
-    }
-}
 
 /// How much of the last language layer is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,15 +83,17 @@ pub(super) struct Joint {
 /// What backward needs.
 pub struct Tape {
     pub(super) vision: Option<siglip::Saved>,
+    /// Layers below `first` are not kept: no gradient travels there.
+    pub(super) first: usize,
     pub(super) layers: Vec<LayerTape>,
     /// Inputs of the final norms of prefix and state, where they were computed.
     pub(super) last: Option<(Tensor, Option<Tensor>)>,
 }
 
 impl Tape {
-    /// The residual streams of prefix and state behind layer `l`, as far as they were computed.
+    /// The residual streams of prefix and state behind layer `l`, as far as they were kept.
     pub fn hidden(&self, l: usize) -> Option<(&Tensor, Option<&Tensor>)> {
-        match self.layers.get(l + 1) {
+        match self.layers.get((l + 1).checked_sub(self.first)?) {
             Some(LayerTape::Whole(w)) => Some((&w.prefix.x, w.state.as_ref().map(|s| &s.x))),
             Some(LayerTape::KeysOnly { x, state }) => Some((x, state.as_ref())),
             None => self.last.as_ref().map(|(x, state)| (x, state.as_ref())),
@@ -142,7 +123,7 @@ pub struct Prefix {
 pub struct PassOptions {
     pub keep: Option<Remat>,
     pub depth: Depth,
-    pub trainable: Trainable,
+    pub reach: Reach,
 }
 
 /// One pass. `images [n, S, S, 3]` f32 are the pictures of the layout, `state [B, A]` f32; `cache` holds one
@@ -157,15 +138,18 @@ pub fn forward(
     options: PassOptions,
 ) -> Prefix {
     let (d, p) = (net.dims, net.params);
-    let keep = options
-        .keep
-        .filter(|_| options.trainable.prefix() || options.trainable.expert);
-    let (tokens, vision) = embed(gpu, net, layout, images, keep.filter(|_| options.trainable.vision));
+    let reach = options.reach;
+    let keep = options.keep.filter(|_| reach.any());
+    let (tokens, vision) = embed(gpu, net, layout, images, keep.zip(reach.vision));
     let mut x = tokens.clone();
     let mut s = embed_state(gpu, net, layout, state);
     let mut layers = Vec::new();
+    let has_state = s.is_some();
+    let visited = |l: usize| reach.prefix(l) || (has_state && reach.state(l));
+    let first = (0..d.depth).find(|l| visited(*l)).unwrap_or(d.depth);
     for (l, cache) in cache.iter().enumerate() {
         let (language, expert) = (&p.language[l], &p.expert[l]);
+        let keep = keep.filter(|_| l >= first);
         if l + 1 == d.depth && options.depth == Depth::KeysOnly {
             keys_of_last(gpu, net, layout, &x, s.as_ref(), cache);
             if keep.is_some() {
@@ -193,8 +177,8 @@ pub fn forward(
             };
             (y, tape)
         };
-        // With vision and language frozen, backward goes through the state's rows alone.
-        let keep_prefix = keep.filter(|_| options.trainable.prefix()).or(Some(Remat::Full));
+        // Where nothing of the prefix learns, backward goes through the state's rows alone.
+        let keep_prefix = keep.filter(|_| reach.prefix(l)).or(Some(Remat::Full));
         let (x_next, prefix) = step(language, &x, 0..r, keep_prefix);
         let after = s.as_ref().map(|s| step(expert, s, r..r + layout.states, keep));
         x = x_next;
@@ -212,7 +196,12 @@ pub fn forward(
             (Some(out), Some((x, s)))
         }
     };
-    let tape = keep.map(|_| Tape { vision, layers, last });
+    let tape = keep.map(|_| Tape {
+        vision,
+        first,
+        layers,
+        last,
+    });
     Prefix { tokens, out, tape }
 }
 
@@ -229,7 +218,7 @@ fn embed(
     net: &Net<'_>,
     layout: &PrefixLayout,
     images: &Tensor,
-    keep: Option<Remat>,
+    keep: Option<(Remat, usize)>,
 ) -> (Tensor, Option<siglip::Saved>) {
     let d = net.dims;
     let tokens = gpu.alloc(net.dtype, [layout.rows, d.language.width]);

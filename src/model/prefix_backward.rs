@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use super::bind::{GemmaBlock, Norm, Pi0Params};
+use super::flow_time::linear_params;
+use super::freeze::Reach;
 use super::gemma::{self, BlockGrads, BlockTape};
 use super::layout::PrefixLayout;
-use super::prefix::{LayerTape, Net, Prefix, Tape, Trainable, WholeTape, language_norm, prompt_scale};
+use super::prefix::{LayerTape, Net, Prefix, Tape, WholeTape, language_norm, prompt_scale};
 use super::siglip;
 use crate::gpu::{Gpu, Tensor};
 use crate::ops::attention::{Attention, Columns, Keys, Saved};
-use crate::ops::column_sum::{self, Term};
-use crate::ops::gemm;
 use crate::ops::rms_norm::{self, Modulation};
 use crate::ops::rope::{self, Cache};
 use crate::ops::{blocks, embedding, fill};
@@ -33,7 +33,7 @@ pub struct TokenGrads {
     pub state: Option<Tensor>,
 }
 
-/// Weight gradients of the whole prefix, added to `grads`, from the gradients of keys and values (`dcache`, one f32
+/// Weight gradients of the whole prefix, added to those of `grads` that learn, from the gradients of keys and values (`dcache`, one f32
 /// tensor per layer, in the lines of the cache; overwritten).
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
@@ -46,47 +46,44 @@ pub fn backward(
     cache: &[Tensor],
     dcache: &[Tensor],
     incoming: Incoming<'_>,
-    trainable: Trainable,
+    reach: Reach,
 ) -> TokenGrads {
     let Some(Tape {
         vision,
+        first,
         mut layers,
         last,
     }) = prefix.tape
     else {
         return TokenGrads::default();
     };
-    let through = trainable.prefix();
     let like = |t: &Tensor| gpu.alloc(net.dtype, t.shape());
     // Gradients at the output of the layer that is next.
     let mut dx: Option<Tensor> = None;
     let mut ds: Option<Tensor> = None;
-    if let Some((x, _)) = last.filter(|_| through) {
+    if let Some((x, _)) = last.filter(|_| reach.prefix(net.dims.depth)) {
         let d = like(&x);
         match incoming.out {
-            Some(dout) => final_norm_backward(gpu, net, grads, &x, dout, &d, trainable),
+            Some(dout) => final_norm_backward(gpu, net, grads, &x, dout, &d),
             None => fill::zero(gpu, &d),
         }
         dx = Some(d);
     }
     while let Some(tape) = layers.pop() {
-        let l = layers.len();
+        let l = first + layers.len();
         (dx, ds) = match tape {
             LayerTape::KeysOnly { x, state } => {
-                keys_backward(gpu, net, grads, layout, l, &x, state.as_ref(), &dcache[l], trainable)
+                keys_backward(gpu, net, grads, layout, l, &x, state.as_ref(), &dcache[l], reach)
             }
-            LayerTape::Whole(below) => layer_backward(
-                gpu, net, grads, layout, l, *below, dx, ds, &cache[l], &dcache[l], trainable,
-            ),
+            LayerTape::Whole(below) => {
+                layer_backward(gpu, net, grads, layout, l, *below, dx, ds, &cache[l], &dcache[l], reach)
+            }
         };
     }
-    if let (Some(ds), Some((weight, bias))) = (&ds, &grads.heads.state)
-        && trainable.expert
-    {
-        gemm::tn(ds, state).add_to(gpu, weight);
-        column_sum::accumulate(gpu, Term::Plain { dy: ds }, bias);
+    if let (Some(ds), Some(heads)) = (&ds, &grads.heads.state) {
+        linear_params(gpu, ds, state, heads);
     }
-    let Some(dx) = dx.filter(|_| through) else {
+    let Some(dx) = dx.filter(|_| reach.tokens()) else {
         return TokenGrads {
             prefix: None,
             state: ds,
@@ -99,7 +96,7 @@ pub fn backward(
         );
         blocks::copy(gpu, from, to, more.dim(0), more.dim(1), true);
     }
-    if trainable.language && !layout.prompt.is_empty() {
+    if reach.embedding && !layout.prompt.is_empty() {
         embedding::backward(gpu, &grads.embedding, &layout.prompt, prompt_scale(net.dims), &dx);
     }
     if let Some(saved) = vision {
@@ -123,15 +120,7 @@ pub fn backward(
 }
 
 #[allow(clippy::too_many_arguments)]
-fn final_norm_backward(
-    gpu: &Gpu,
-    net: &Net<'_>,
-    grads: &Pi0Params,
-    x: &Tensor,
-    dout: &Tensor,
-    dx: &Tensor,
-    trainable: Trainable,
-) {
+fn final_norm_backward(gpu: &Gpu, net: &Net<'_>, grads: &Pi0Params, x: &Tensor, dout: &Tensor, dx: &Tensor) {
     let rstd = rms_norm::rstd(gpu, x.dim(0));
     rms_norm::backward(
         gpu,
@@ -145,8 +134,9 @@ fn final_norm_backward(
             rstd: Some(&rstd),
         },
     );
-    if trainable.language {
-        rms_norm::backward_scale(gpu, x, &rstd, dout, language_norm(grads));
+    let dscale = language_norm(grads);
+    if !dscale.is_empty() {
+        rms_norm::backward_scale(gpu, x, &rstd, dout, dscale);
     }
 }
 
@@ -161,7 +151,7 @@ fn keys_backward(
     x: &Tensor,
     s: Option<&Tensor>,
     dcache: &Tensor,
-    trainable: Trainable,
+    reach: Reach,
 ) -> (Option<Tensor>, Option<Tensor>) {
     let (heads, r) = (net.key_heads(), layout.rows);
     let m = r + layout.states;
@@ -171,15 +161,16 @@ fn keys_backward(
         lines: &layout.lines,
     };
     rope::backward(gpu, heads, net.rope, &layout.positions, &dkv, Some(lines));
-    let one = |block: &GemmaBlock, g: &GemmaBlock, x: &Tensor, dkv: Tensor, learn: bool| {
-        let skip = heads_rows(&block.qkv, &dkv);
+    let one = |block: &GemmaBlock, g: &GemmaBlock, x: &Tensor, dkv: Tensor| {
+        let skip = block.qkv.outputs() - dkv.dim(1);
+        let (kv, dkv_weights) = (block.qkv.outputs_from(skip), g.qkv.outputs_from(skip));
         let (dnormed, dx, normed) = (
             gpu.alloc(net.dtype, x.shape()),
             gpu.alloc(net.dtype, x.shape()),
             gpu.alloc(net.dtype, x.shape()),
         );
         let rstd = rms_norm::rstd(gpu, x.dim(0));
-        gemm::nn(&dkv, &block.qkv.rows(skip.clone())).to(gpu, &dnormed);
+        kv.backward(gpu, &dkv, &dnormed);
         let Norm::Plain(scale) = &block.norm1 else {
             unreachable!("streams of a prefix are plain")
         };
@@ -195,25 +186,20 @@ fn keys_backward(
                 rstd: Some(&rstd),
             },
         );
-        if learn {
-            gemm::tn(&dkv, &normed).add_to(gpu, &g.qkv.rows(skip));
-            if let Norm::Plain(dscale) = &g.norm1 {
-                rms_norm::backward_scale(gpu, x, &rstd, &dnormed, dscale);
-            }
+        kv.backward_params(gpu, &dkv_weights, &dkv, &normed);
+        match &g.norm1 {
+            Norm::Plain(dscale) if !dscale.is_empty() => rms_norm::backward_scale(gpu, x, &rstd, &dnormed, dscale),
+            _ => {}
         }
         dx
     };
     let (p, g) = (net.params, grads);
-    let dx = trainable
-        .prefix()
-        .then(|| one(&p.language[l], &g.language[l], x, dkv.rows(0..r), trainable.language));
-    let ds = s.map(|s| one(&p.expert[l], &g.expert[l], s, dkv.rows(r..m), trainable.expert));
+    let dx = reach
+        .prefix(l)
+        .then(|| one(&p.language[l], &g.language[l], x, dkv.rows(0..r)));
+    let s = s.filter(|_| reach.state(l));
+    let ds = s.map(|s| one(&p.expert[l], &g.expert[l], s, dkv.rows(r..m)));
     (dx, ds)
-}
-
-/// The rows of a q | k | v weight that made `kv`: its last ones.
-fn heads_rows(qkv: &Tensor, kv: &Tensor) -> Range<usize> {
-    qkv.dim(0) - kv.dim(1)..qkv.dim(0)
 }
 
 /// A whole layer; `dx`, `ds` are the gradients at its outputs (absent: zero, or not needed).
@@ -229,12 +215,12 @@ fn layer_backward(
     ds: Option<Tensor>,
     cache: &Tensor,
     dcache: &Tensor,
-    trainable: Trainable,
+    reach: Reach,
 ) -> (Option<Tensor>, Option<Tensor>) {
     let WholeTape { joint, prefix, state } = below;
     let (heads, r) = (net.heads(), layout.rows);
     let m = r + layout.states;
-    let through = trainable.prefix();
+    let through = reach.prefix(l);
     let d_o = gpu.alloc(net.dtype, [m, heads.q_width()]);
     let dqkv = gpu.alloc(net.dtype, [m, heads.fused()]);
     let delta = gpu.f32([m, heads.q]);
@@ -260,6 +246,7 @@ fn layer_backward(
         (tape, g)
     };
     let prefix = through.then(|| open(&net.params.language[l], prefix, dx, 0..r));
+    let state = state.filter(|_| reach.state(l));
     let state = state.map(|tape| open(&net.params.expert[l], tape, ds, r..m));
 
     // Attention of both.
@@ -293,16 +280,18 @@ fn layer_backward(
     rope::backward(gpu, heads, net.rope, &layout.positions, &dqkv, Some(lines));
 
     // Streams below attention, and weights.
-    let close = |block, g_block, (tape, g): (BlockTape, BlockGrads), learn: bool| {
-        let dx = gpu.alloc(net.dtype, tape.x.shape());
-        let all = 0..tape.x.dim(0);
-        gemma::backward_in(gpu, block, None, &tape, &g, all, &dx);
-        if learn {
-            gemma::backward_params(gpu, block, g_block, None, &tape, &g);
+    let close = |block, g_block: &GemmaBlock, (tape, g): (BlockTape, BlockGrads), wanted: bool| {
+        let of_norm = matches!(&g_block.norm1, Norm::Plain(scale) if !scale.is_empty());
+        let dx = (wanted || of_norm).then(|| gpu.alloc(net.dtype, tape.x.shape()));
+        if let Some(dx) = &dx {
+            let all = 0..tape.x.dim(0);
+            gemma::backward_in(gpu, block, None, &tape, &g, all, dx);
         }
-        dx
+        gemma::backward_params(gpu, block, g_block, None, &tape, &g);
+        dx.filter(|_| wanted)
     };
-    let dx = prefix.map(|p| close(&net.params.language[l], &grads.language[l], p, trainable.language));
-    let ds = state.map(|s| close(&net.params.expert[l], &grads.expert[l], s, trainable.expert));
+    let (below, state_below) = (reach.below_prefix(l), reach.below_state(l));
+    let dx = prefix.and_then(|p| close(&net.params.language[l], &grads.language[l], p, below));
+    let ds = state.and_then(|s| close(&net.params.expert[l], &grads.expert[l], s, state_below));
     (dx, ds)
 }

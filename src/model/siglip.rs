@@ -7,8 +7,9 @@
 //! ```
 //! Pictures attend to themselves; all pictures of a micro-batch are rows of the same matrices `[n·t, W]`.
 
-use super::bind::Vision;
 pub use super::bind::VisionBlock;
+use super::bind::{Linear, Vision};
+use super::flow_time::{learns, linear_params};
 use super::remat::Remat;
 use crate::gpu::{Gpu, Tensor};
 use crate::ops::activation::{self, Activation};
@@ -131,7 +132,7 @@ fn attention_forward(
     AttentionSaved { qkv, o, lse, middle }
 }
 
-/// `dx` from `dy`, gradients added to `g`.
+/// `dx` from `dy`, where it is wanted; gradients of what learns are added to `g`.
 #[allow(clippy::too_many_arguments)]
 pub fn block_backward(
     gpu: &Gpu,
@@ -142,7 +143,7 @@ pub fn block_backward(
     x: &Tensor,
     saved: BlockSaved,
     dy: &Tensor,
-    dx: &Tensor,
+    dx: Option<&Tensor>,
 ) {
     let [m, w] = *x.shape() else {
         panic!("x is [M, W], not {x:?}")
@@ -177,7 +178,7 @@ pub fn block_backward(
         Some(&normed),
         Some(&stats),
     );
-    LayerNorm::backward_params(gpu, &a.middle, &stats, &dnormed, &g.norm2.0, &g.norm2.1);
+    norm_params(gpu, &a.middle, &stats, &dnormed, &g.norm2);
     linear_params(gpu, &dpre, &normed, &g.fc1);
 
     // Attention
@@ -191,28 +192,39 @@ pub fn block_backward(
     attention.backward_queries(gpu, &layout.plan, q, keys, None, softmax, &d_o, dq, &delta);
     let dkeys = Keys::fused(&dqkv, heads);
     attention.backward_keys(gpu, &layout.keys, q, keys, softmax, &d_o, &delta, dkeys, false);
-    gemm::nn(&dqkv, &p.qkv.0).to(gpu, &dnormed);
     let norm1 = LayerNorm::new(&p.norm1.0, &p.norm1.1);
-    norm1.backward(gpu, x, &dnormed, Some(&dmiddle), dx, Some(&normed), Some(&stats));
-    LayerNorm::backward_params(gpu, x, &stats, &dnormed, &g.norm1.0, &g.norm1.1);
+    if dx.is_some() || learns(&g.norm1) {
+        let out = dx.cloned().unwrap_or_else(|| like(w));
+        gemm::nn(&dqkv, &p.qkv.0).to(gpu, &dnormed);
+        norm1.backward(gpu, x, &dnormed, Some(&dmiddle), &out, Some(&normed), Some(&stats));
+        norm_params(gpu, x, &stats, &dnormed, &g.norm1);
+    } else if learns(&g.qkv) {
+        norm1.forward(gpu, x, &normed);
+    }
     linear_params(gpu, &dqkv, &normed, &g.qkv);
 }
 
-/// `dW += dyᵀ x`, `db += Σ dy`
-fn linear_params(gpu: &Gpu, dy: &Tensor, x: &Tensor, g: &super::bind::Linear) {
-    gemm::tn(dy, x).add_to(gpu, &g.0);
-    column_sum::accumulate(gpu, Term::Plain { dy }, &g.1);
+/// Gradients of a norm's weight and bias, as far as they learn.
+fn norm_params(gpu: &Gpu, x: &Tensor, stats: &Tensor, dy: &Tensor, g: &Linear) {
+    if !g.0.is_empty() {
+        column_sum::accumulate(gpu, Term::Centred { dy, x, stats }, &g.0);
+    }
+    if !g.1.is_empty() {
+        column_sum::accumulate(gpu, Term::Plain { dy }, &g.1);
+    }
 }
 
 /// What the tower keeps for backward.
 pub struct Saved {
-    patches: Tensor,
-    /// Input of every block, then the input of the last norm.
+    /// If their projection learns.
+    patches: Option<Tensor>,
+    /// Input of every block that backward comes to, then the input of the last norm.
     streams: Vec<Tensor>,
     blocks: Vec<BlockSaved>,
 }
 
-/// `tokens [n·t, D]` from `images [n, S, S, 3]` f32; keeps what backward needs if `keep` says how.
+/// `tokens [n·t, D]` from `images [n, S, S, 3]` f32; keeps what backward needs if `keep` says how, and what the lowest
+/// part is that learns: 0 the patches, 1 + i block i, then the last norm and the projection.
 pub fn forward(
     gpu: &Gpu,
     p: &Vision,
@@ -220,7 +232,7 @@ pub fn forward(
     layout: &ImageLayout,
     images: &Tensor,
     tokens: &Tensor,
-    keep: Option<Remat>,
+    keep: Option<(Remat, usize)>,
 ) -> Option<Saved> {
     let (m, w) = (layout.rows(), p.position.dim(1));
     let dtype = tokens.dtype();
@@ -230,8 +242,9 @@ pub fn forward(
     let mut x = gpu.alloc(dtype, [m, w]);
     patch_embed::forward(gpu, &patches, &p.patch.0, &p.patch.1, Some(&p.position), &x);
     let (mut streams, mut blocks) = (Vec::new(), Vec::new());
-    for block in &p.blocks {
+    for (i, block) in p.blocks.iter().enumerate() {
         let y = gpu.alloc(dtype, [m, w]);
+        let keep = keep.filter(|(_, lowest)| *lowest <= 1 + i).map(|(remat, _)| remat);
         blocks.extend(block_forward(gpu, block, heads, layout, &x, &y, keep));
         if keep.is_some() {
             streams.push(x);
@@ -241,10 +254,10 @@ pub fn forward(
     let normed = gpu.alloc(dtype, [m, w]);
     LayerNorm::new(&p.post_norm.0, &p.post_norm.1).forward(gpu, &x, &normed);
     gemm::nt(&normed, &p.projector.0).bias(&p.projector.1).to(gpu, tokens);
-    keep?;
+    let (_, lowest) = keep?;
     streams.push(x);
     Some(Saved {
-        patches,
+        patches: (lowest == 0).then_some(patches),
         streams,
         blocks,
     })
@@ -264,16 +277,21 @@ pub fn backward(gpu: &Gpu, p: &Vision, g: &Vision, heads: Heads, layout: &ImageL
     gemm::nn(dtokens, &p.projector.0).to(gpu, &dnormed);
     let norm = LayerNorm::new(&p.post_norm.0, &p.post_norm.1);
     norm.backward(gpu, &x, &dnormed, None, &dx, Some(&normed), Some(&stats));
-    LayerNorm::backward_params(gpu, &x, &stats, &dnormed, &g.post_norm.0, &g.post_norm.1);
+    norm_params(gpu, &x, &stats, &dnormed, &g.post_norm);
     linear_params(gpu, dtokens, &normed, &g.projector);
     drop((dnormed, normed, x));
     for (block, grads) in p.blocks.iter().zip(&g.blocks).rev() {
         let (Some(x), Some(saved)) = (streams.pop(), blocks.pop()) else {
-            unreachable!("one per block")
+            break;
         };
-        let below = gpu.alloc(x.dtype(), x.shape());
-        block_backward(gpu, block, grads, heads, layout, &x, saved, &dx, &below);
-        dx = below;
+        let wanted = !blocks.is_empty() || patches.is_some();
+        let below = wanted.then(|| gpu.alloc(x.dtype(), x.shape()));
+        block_backward(gpu, block, grads, heads, layout, &x, saved, &dx, below.as_ref());
+        if let Some(below) = below {
+            dx = below;
+        }
     }
-    patch_embed::backward(gpu, &patches, &dx, &g.patch.0, &g.patch.1, Some(&g.position));
+    if let Some(patches) = patches {
+        patch_embed::backward(gpu, &patches, &dx, &g.patch.0, &g.patch.1, Some(&g.position));
+    }
 }

@@ -14,9 +14,9 @@ use crate::ops::split::{self, Kept, Values};
 /// Memory for one value per parameter: weights, or gradients, or a moment, …
 pub struct ParamStore {
     placement: Arc<Placement>,
-    /// Pages held; those of units that do not learn may be missing at the end.
+    /// Pages held; those of groups that do not learn may be missing at the end.
     pages: Vec<Tensor>,
-    /// Low halves of the values of each page, where the pages hold the high ones.
+    /// Low halves of the values of each page that learns, where the pages hold the high ones.
     low: Option<Vec<Tensor>>,
     /// Which moment the pages hold in blocks of 8 bits, if they do, and what is written of each in part.
     blocks: Option<(Moment, Vec<Open>)>,
@@ -27,11 +27,11 @@ pub struct ParamStore {
     absent: Tensor,
 }
 
-/// Which units a store has memory for.
+/// Which groups a store has memory for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     All,
-    /// Units that learn.
+    /// Those that learn.
     Learning,
 }
 
@@ -55,10 +55,12 @@ impl ParamStore {
         }
     }
 
-    /// f32 values of all units, set to zero, in two halves ([`split`]): [`ParamStore::group`] and [`ParamStore::parts`]
-    /// give the high ones, in bf16; everything else sees the f32 values.
+    /// Values of all groups, set to zero. Those that learn are f32 in two halves ([`split`]): [`ParamStore::group`] and
+    /// [`ParamStore::parts`] give the high ones, in bf16; everything else sees the f32 values. Those that do not learn
+    /// have the high half alone: nothing of them will ever be too small for it.
     pub fn halves(gpu: &Gpu, placement: Arc<Placement>) -> ParamStore {
-        let low = gpu.owned("low halves", || pages(gpu, &placement.pages, DType::U16));
+        let learning = &placement.pages[..placement.learning.min(placement.pages.len())];
+        let low = gpu.owned("low halves", || pages(gpu, learning, DType::U16));
         let high = gpu.owned("high halves", || {
             ParamStore::new(gpu, placement, DType::Bf16, Scope::All)
         });
@@ -165,35 +167,35 @@ impl ParamStore {
         let host = self.host.as_ref().map(|host| Kept::Host(host.range(page, 0, len)));
         Values {
             high: self.pages.get(page).unwrap_or(&self.absent).clone(),
-            low: self.low.as_ref().map(|low| low[page].clone()),
+            low: self.low.as_ref().and_then(|low| low.get(page)).cloned(),
             kept: blocks.or(host),
         }
     }
 
-    /// Has the unit memory here?
-    pub fn holds(&self, unit: usize) -> bool {
-        self.placement.parts[unit]
-            .iter()
-            .flatten()
-            .all(|p| p.page < self.held())
+    /// Has the group memory here?
+    pub fn holds(&self, unit: usize, group: usize) -> bool {
+        let parts = &self.placement.parts[unit][group];
+        parts.iter().all(|p| p.page < self.held())
     }
 
-    /// All memory of a room's units that is held here, padding included, in as few flat ranges as kernels may bind.
+    /// All memory of a room's groups that is held here, padding included, in as few flat ranges as kernels may bind.
     pub fn room(&self, gpu: &Gpu, room: Room) -> Vec<Values> {
         let units = self.placement.table.units.iter().enumerate();
-        let held = units.filter(|(i, unit)| unit.room == room && self.holds(*i));
-        let segments = self.placement.segments_of(held.map(|(i, _)| i), gpu.caps());
+        let of_room = units.filter(|(_, unit)| unit.room == room);
+        let groups = of_room.flat_map(|(u, unit)| (0..unit.groups.len()).map(move |g| (u, g)));
+        let held = groups.filter(|(u, g)| self.holds(*u, *g));
+        let segments = self.placement.segments_of(held, gpu.caps());
         segments.into_iter().map(|s| self.segment(s)).collect()
     }
 
-    /// Group `group` of unit `unit` as one matrix; an empty tensor if the unit has no memory here.
+    /// Group `group` of unit `unit` as one matrix; an empty tensor if it has no memory here.
     ///
     /// # Panics
     /// If it does not fit into one binding of the device; only tables ([`ParamStore::parts`]) may be that large.
     pub fn group(&self, unit: usize, group: usize) -> Tensor {
         let parts = &self.placement.parts[unit][group];
         let shape = &self.placement.table.units[unit].groups[group].shape;
-        if !self.holds(unit) {
+        if !self.holds(unit, group) {
             return self.absent.clone();
         }
         if let [part] = parts[..] {
@@ -215,7 +217,7 @@ impl ParamStore {
     /// The rows of a group that one kernel may bind at a time: (first row, matrix).
     pub fn parts(&self, unit: usize, group: usize) -> Vec<(usize, Tensor)> {
         let shape = &self.placement.table.units[unit].groups[group].shape;
-        if !self.holds(unit) {
+        if !self.holds(unit, group) {
             return Vec::new();
         }
         let part_of = |p: &Part| {
@@ -229,15 +231,9 @@ impl ParamStore {
     /// Every named tensor that has memory here, as flat ranges, in order: (tensor, ranges).
     pub fn named(&self) -> Vec<(ParamTensor, Vec<Values>)> {
         let mut out = Vec::new();
-        for (u, unit) in self
-            .placement
-            .table
-            .units
-            .iter()
-            .enumerate()
-            .filter(|(u, _)| self.holds(*u))
-        {
-            for (g, group) in unit.groups.iter().enumerate() {
+        for (u, unit) in self.placement.table.units.iter().enumerate() {
+            let groups = unit.groups.iter().enumerate();
+            for (g, group) in groups.filter(|(g, _)| self.holds(u, *g)) {
                 let row = group.len() / group.shape[0].max(1);
                 let mut first = 0;
                 for tensor in &group.tensors {

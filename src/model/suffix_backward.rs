@@ -8,7 +8,8 @@
 use std::ops::Range;
 
 use super::bind::{Linear, Norm, Pi0Params};
-use super::flow_time::{FlowTimes, linear_params};
+use super::flow_time::{FlowTimes, learns, linear_params};
+use super::freeze::Reach;
 use super::gemma::{self, BlockGrads, BlockModulation, Modulated, TimeGroups};
 use super::prefix::Net;
 use super::suffix::{RowTimes, Rows, Tape, TimeView, action_half, final_modulation};
@@ -46,10 +47,11 @@ impl TimeIndex {
         }
     }
 
-    fn time_groups(&self) -> TimeGroups<'_> {
+    fn time_groups(&self, wanted: bool) -> TimeGroups<'_> {
         TimeGroups {
             starts: &self.starts,
             ones: &self.ones,
+            wanted,
         }
     }
 }
@@ -214,9 +216,9 @@ impl<'a> SuffixBackward<'a> {
         }
     }
 
-    /// Gradients of the cached keys and values (written into `dcache`, f32, one per layer) for the runs of `keys`, and,
-    /// with `grads`, all weight gradients.
-    pub fn finish(self, keys: &KeyPlan, dcache: &[Tensor], grads: Option<&Pi0Params>) {
+    /// Gradients of the cached keys and values (written into `dcache`, f32, one per layer, of those layers that gradients
+    /// reach) for the runs of `keys`, and, with `grads`, those of all weights that learn.
+    pub fn finish(self, keys: &KeyPlan, dcache: &[Tensor], grads: Option<&Pi0Params>, reach: Reach) {
         let (gpu, net) = (self.gpu, self.net);
         let heads = net.dims.attention();
         let view = TimeView::new(
@@ -225,6 +227,9 @@ impl<'a> SuffixBackward<'a> {
                 groups: &self.index.groups,
             },
         );
+        let grads = grads.filter(|_| reach.suffix());
+        let wanted = grads.is_some_and(modulation_learns);
+        let with_state = net.dims.state_tokens() > 0;
         let mut dtables = Vec::new();
         for (l, g) in self.layers.iter().enumerate() {
             let (block, tape) = (&net.params.expert[l], &self.tape.layers[l]);
@@ -232,17 +237,19 @@ impl<'a> SuffixBackward<'a> {
                 o: &tape.o,
                 lse: &tape.lse,
             };
-            Attention::new(heads).backward_keys(
-                gpu,
-                keys,
-                Columns::all(&tape.qkv),
-                Keys::cache(&self.cache[l], heads),
-                saved,
-                &g.d_o,
-                &g.delta,
-                Keys::cache(&dcache[l], heads),
-                false,
-            );
+            if reach.prefix(l) || (with_state && reach.state(l)) {
+                Attention::new(heads).backward_keys(
+                    gpu,
+                    keys,
+                    Columns::all(&tape.qkv),
+                    Keys::cache(&self.cache[l], heads),
+                    saved,
+                    &g.d_o,
+                    &g.delta,
+                    Keys::cache(&dcache[l], heads),
+                    false,
+                );
+            }
             if let Some(grads) = grads {
                 let modulation = view.block(l);
                 let time = modulation.as_ref().map(|block| {
@@ -251,7 +258,7 @@ impl<'a> SuffixBackward<'a> {
                             block,
                             groups: &self.index.groups,
                         },
-                        self.index.time_groups(),
+                        self.index.time_groups(wanted),
                     )
                 });
                 dtables.extend(gemma::backward_params(gpu, block, &grads.expert[l], time, tape, g));
@@ -269,22 +276,30 @@ impl<'a> SuffixBackward<'a> {
         let table = view.last();
         let normed = gpu.alloc(net.dtype, self.tape.last.shape());
         let modulation = final_modulation(&net.params.expert_norm, table.as_ref(), &self.index.groups);
-        rms_norm::forward(gpu, &self.tape.last, modulation, &normed);
-        linear_params(gpu, &self.dv, &normed, &g.action_out);
-        linear_params(gpu, &self.da, &self.tape.x, &g.action_in);
-        if let Norm::Plain(dscale) = &grads.expert_norm {
-            rms_norm::backward_scale(gpu, &self.tape.last, &self.rstd, &self.dnormed, dscale);
+        if learns(&g.action_out) {
+            rms_norm::forward(gpu, &self.tape.last, modulation, &normed);
+            linear_params(gpu, &self.dv, &normed, &g.action_out);
         }
-        if let (Some(pre), Some(dpre)) = (&self.tape.pre, &self.dpre) {
+        linear_params(gpu, &self.da, &self.tape.x, &g.action_in);
+        match &grads.expert_norm {
+            Norm::Plain(dscale) if !dscale.is_empty() => {
+                rms_norm::backward_scale(gpu, &self.tape.last, &self.rstd, &self.dnormed, dscale);
+            }
+            _ => {}
+        }
+        let of_time = learns(&g.time_in) || learns(&g.time_out);
+        if let (Some(pre), Some(dpre), true) = (&self.tape.pre, &self.dpre, of_time) {
             let hidden = gpu.alloc(net.dtype, pre.shape());
             activation::forward(gpu, Activation::Swish, pre, &hidden);
             linear_params(gpu, &self.dtokens, &hidden, &g.time_out);
-            gemm::tn(dpre, &self.tape.a).add_to(gpu, action_half(&g.time_in.0, e));
+            if !g.time_in.0.is_empty() {
+                gemm::tn(dpre, &self.tape.a).add_to(gpu, action_half(&g.time_in.0, e));
+            }
             let drow = gpu.f32([self.times.len, e]);
             column_sum::grouped(gpu, Term::Plain { dy: dpre }, &self.index.starts, &drow, 0, e);
             self.times.backward_row(gpu, &drow, g);
         }
-        if let Norm::Adaptive(dlast) = &grads.expert_norm {
+        if let (Norm::Adaptive(dlast), true) = (&grads.expert_norm, modulation_learns(grads)) {
             let dtable = gpu.f32([self.times.len, 3 * e]);
             crate::ops::fill::zero(gpu, &dtable);
             let starts = &self.index.starts;
@@ -305,4 +320,11 @@ impl<'a> SuffixBackward<'a> {
             self.times.backward_modulation(gpu, p, g, &pairs);
         }
     }
+}
+
+/// Does any of the maps from the flow time's condition to a modulation learn, or what makes the condition?
+fn modulation_learns(grads: &Pi0Params) -> bool {
+    let of = |norm: &Norm| matches!(norm, Norm::Adaptive(map) if learns(map));
+    let blocks = grads.expert.iter().any(|b| of(&b.norm1) || of(&b.norm2));
+    blocks || of(&grads.expert_norm) || learns(&grads.heads.time_in) || learns(&grads.heads.time_out)
 }

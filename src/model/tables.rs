@@ -1,6 +1,6 @@
 //! The parameters of π₀, π₀.₅ and the critics, under the names of an openpi PyTorch checkpoint.
 
-use super::dims::{CriticDims, Pi0Dims, StackDims};
+use super::dims::{CriticDims, Lora, Pi0Dims, StackDims};
 use super::params::{Init, ParamTable, Room, Unit};
 
 const VISION: &str = "paligemma_with_expert.paligemma.model.vision_tower.vision_model.";
@@ -118,6 +118,7 @@ pub fn pi0(d: &Pi0Dims) -> ParamTable {
             format!("language.{i}"),
             Room::Language,
             &format!("{LANGUAGE}layers.{i}."),
+            d.lora.language,
         ));
     }
     let unit = Unit::new("language.norm", Room::Language);
@@ -130,6 +131,7 @@ pub fn pi0(d: &Pi0Dims) -> ParamTable {
             format!("expert.{i}"),
             Room::Expert,
             &format!("{EXPERT}layers.{i}."),
+            d.lora.expert,
         ));
     }
     let unit = Unit::new("expert.norm", Room::Expert);
@@ -159,8 +161,18 @@ fn vision_block(d: &Pi0Dims, i: usize) -> Unit {
         .one(format!("{p}mlp.fc2.bias"), &[w], Init::Zeros)
 }
 
-/// Groups: norm, q|k|v, o, norm, gate|up, down; an adaptive norm is two groups (weight, bias).
-fn gemma_block(d: &Pi0Dims, dims: StackDims, adaptive: bool, name: String, room: Room, p: &str) -> Unit {
+/// Groups: norm, q|k|v, o, norm, gate|up, down; an adaptive norm is two groups (weight, bias). Then A and B of the
+/// adapters of the four matrices, if there are any.
+#[allow(clippy::too_many_arguments)]
+fn gemma_block(
+    d: &Pi0Dims,
+    dims: StackDims,
+    adaptive: bool,
+    name: String,
+    room: Room,
+    p: &str,
+    lora: Option<Lora>,
+) -> Unit {
     let (w, f, heads) = (dims.width, dims.mlp, d.attention());
     let (q, kv) = (heads.q_width(), heads.kv_width());
     let named = |n: &str| format!("{p}{n}.weight");
@@ -174,12 +186,45 @@ fn gemma_block(d: &Pi0Dims, dims: StackDims, adaptive: bool, name: String, room:
             normal(w),
         )
         .one(named("self_attn.o_proj"), &[w, q], normal(q));
-    norm(unit, &format!("{p}post_attention_layernorm"), w, adaptive)
+    let unit = norm(unit, &format!("{p}post_attention_layernorm"), w, adaptive)
         .stacked(
             &[(named("mlp.gate_proj"), &[f, w]), (named("mlp.up_proj"), &[f, w])],
             normal(w),
         )
-        .one(named("mlp.down_proj"), &[w, f], normal(f))
+        .one(named("mlp.down_proj"), &[w, f], normal(f));
+    match lora {
+        Some(lora) => adapters(unit, d, dims, p, lora.rank),
+        None => unit,
+    }
+}
+
+/// Both A and B start as openpi's do.
+fn adapters(unit: Unit, d: &Pi0Dims, dims: StackDims, p: &str, r: usize) -> Unit {
+    let (w, f, heads) = (dims.width, dims.mlp, d.attention());
+    let (q, kv) = (heads.q_width(), heads.kv_width());
+    let start = Init::Normal(0.01);
+    let (a, b) = (|n: &str| format!("{p}{n}.lora_a"), |n: &str| format!("{p}{n}.lora_b"));
+    let [q_proj, k_proj, v_proj] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+    let [gate, up] = ["mlp.gate_proj", "mlp.up_proj"];
+    // Every head has its own.
+    unit.stacked(
+        &[
+            (a(q_proj), &[heads.q * r, w]),
+            (a(k_proj), &[heads.kv * r, w]),
+            (a(v_proj), &[heads.kv * r, w]),
+        ],
+        start,
+    )
+    .stacked(
+        &[(b(q_proj), &[q, r]), (b(k_proj), &[kv, r]), (b(v_proj), &[kv, r])],
+        start,
+    )
+    .one(a("self_attn.o_proj"), &[r, q], start)
+    .one(b("self_attn.o_proj"), &[w, heads.q * r], start)
+    .stacked(&[(a(gate), &[r, w]), (a(up), &[r, w])], start)
+    .stacked(&[(b(gate), &[f, r]), (b(up), &[f, r])], start)
+    .one(a("mlp.down_proj"), &[r, f], start)
+    .one(b("mlp.down_proj"), &[w, r], start)
 }
 
 fn norm(unit: Unit, name: &str, width: usize, adaptive: bool) -> Unit {

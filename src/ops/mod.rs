@@ -28,6 +28,7 @@ pub mod flow;
 pub mod gated_residual;
 pub mod geglu;
 pub mod gemm;
+pub mod head_sum;
 pub mod host_average;
 pub mod image;
 mod lanes;

@@ -38,7 +38,7 @@ pub fn forward(gpu: &Gpu, patches: &Tensor, weight: &Tensor, bias: &Tensor, posi
     product.to(gpu, y);
 }
 
-/// `dweight += dyᵀ patches`, `dbias += Σ dy`, `dposition[t] += Σ_images dy`.
+/// `dweight += dyᵀ patches`, `dbias += Σ dy`, `dposition[t] += Σ_images dy`; empty gradients are left out.
 pub fn backward(
     gpu: &Gpu,
     patches: &Tensor,
@@ -47,9 +47,13 @@ pub fn backward(
     dbias: &Tensor,
     dposition: Option<&Tensor>,
 ) {
-    gemm::tn(dy, patches).add_to(gpu, &flat(dweight));
-    column_sum::accumulate(gpu, Term::Plain { dy }, dbias);
-    if let Some(dposition) = dposition {
+    if !dweight.is_empty() {
+        gemm::tn(dy, patches).add_to(gpu, &flat(dweight));
+    }
+    if !dbias.is_empty() {
+        column_sum::accumulate(gpu, Term::Plain { dy }, dbias);
+    }
+    if let Some(dposition) = dposition.filter(|d| !d.is_empty()) {
         let images = dy.dim(0) / dposition.dim(0);
         let per_image = dy.view([images, dposition.len()]);
         column_sum::accumulate(gpu, Term::Plain { dy: &per_image }, &dposition.view([dposition.len()]));

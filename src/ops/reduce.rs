@@ -73,7 +73,10 @@ fn squares_of(gpu: &Gpu, x: &Values, out: &Tensor) {
     };
     launch!(
         gpu,
-        Cost::moving("sum_of_squares", 4 * x.len() as u64),
+        Cost::moving(
+            "sum_of_squares",
+            x.high.bytes() + x.low.as_ref().map_or(0, |low| low.bytes())
+        ),
         squares_kernel,
         layout.count(gpu, rows),
         layout.dim(),

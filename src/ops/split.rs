@@ -14,6 +14,7 @@
 use cubecl::ir::{ElemType, StorageType, UIntKind};
 use cubecl::prelude::*;
 
+use super::blocks::{self, Rect};
 use super::host_average::HostRange;
 use super::lanes::{Lanes, load, load_words, store, store_words};
 use super::packed::Packed;
@@ -23,12 +24,13 @@ use crate::gpu::{Cost, DType, Gpu, Result, Tensor, WRITTEN};
 /// Elements that pass through f32 at a time where the host reads halves.
 const THROUGH: usize = 16 << 20;
 
-/// f32 values: whole, in two halves, in [blocks](super::blockwise) of 8 bits, or in the host's memory.
+/// f32 values: whole, in two halves, rounded to the high half, in [blocks](super::blockwise) of 8 bits, or in the host's
+/// memory.
 #[derive(Clone, Debug)]
 pub struct Values {
     /// The f32 values, their high halves (bf16), the words of the page of blocks that they lie in, or nothing.
     pub high: Tensor,
-    /// The low halves (u16) of the same elements.
+    /// The low halves (u16) of the same elements; without them the values are those of the high ones.
     pub low: Option<Tensor>,
     /// What they are where `high` does not say it.
     pub kept: Option<Kept>,
@@ -131,13 +133,18 @@ impl Values {
             Some(Kept::Host(range)) => return range.write(values),
             None => (),
         }
-        if self.low.is_none() {
+        if self.is_whole() {
             return gpu.write_f32(&self.high, values);
         }
         for (i, chunk) in values.chunks(WRITTEN).enumerate() {
             let whole = gpu.upload_f32(chunk, [chunk.len()]);
             self.slice(i * WRITTEN, chunk.len()).copy_from(gpu, &whole);
         }
+    }
+
+    /// f32 values, not halves or high halves alone.
+    fn is_whole(&self) -> bool {
+        self.high.dtype() == DType::F32 && self.low.is_none()
     }
 
     /// Copies the values to an f32 tensor.
@@ -147,7 +154,12 @@ impl Values {
             return self.read(gpu).map_or((), |values| gpu.write_f32(whole, &values));
         }
         match &self.low {
-            None => gpu.copy(&self.high, whole),
+            None if self.is_whole() => gpu.copy(&self.high, whole),
+            None => in_parts(gpu, whole.len(), |part| {
+                let [high, whole] = [&self.high, whole].map(part);
+                let n = whole.len();
+                blocks::copy(gpu, Rect::rows(&high, n), Rect::rows(&whole, n), 1, n, false);
+            }),
             Some(low) => in_parts(gpu, whole.len(), |part| {
                 let [high, low, whole] = [&self.high, low, whole].map(part);
                 launch(gpu, &whole, &high, &low, Way::Join);
@@ -161,7 +173,8 @@ impl Values {
             return gpu.read_f32(whole).map_or((), |values| self.write(gpu, &values));
         }
         match &self.low {
-            None => gpu.copy(whole, &self.high),
+            None if self.is_whole() => gpu.copy(whole, &self.high),
+            None => round(gpu, whole, &self.high),
             Some(low) => in_parts(gpu, whole.len(), |part| {
                 let [high, low, whole] = [&self.high, low, whole].map(part);
                 launch(gpu, &whole, &high, &low, Way::Split);

@@ -74,7 +74,7 @@ pub fn act(learner: &Learner, observations: &Observations, noise: &[f32], record
     let options = PassOptions {
         keep: None,
         depth: config.features.depth(),
-        trainable: config.trainable,
+        reach: learner.reach,
     };
     let prefix = prefix::forward(gpu, &net, &layout, &images, &state, &cache, options);
     let features = features::forward(learner, &layout, &prefix, &state);

@@ -1,7 +1,8 @@
 //! What a step computes: every switch of the algorithm, and nothing about files, devices or loops.
 
 use crate::gpu::DType;
-use crate::model::prefix::{Depth, Trainable};
+use crate::model::freeze::Freeze;
+use crate::model::prefix::Depth;
 use crate::model::remat::Remat;
 use crate::ops::blockwise::Format;
 use crate::ops::ensemble::Aggregate;
@@ -80,7 +81,8 @@ pub struct StepConfig {
     pub features: Features,
     /// Let the actor loss reach the prefix through the critics' features (as the original does by accident).
     pub feature_grad: bool,
-    pub trainable: Trainable,
+    /// What does not learn.
+    pub freeze: Freeze,
     pub remat: Remat,
     /// A prefix pass of its own for behaviour cloning: the same numbers at twice the cost, for comparison.
     pub separate_prefixes: bool,

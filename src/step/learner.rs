@@ -7,6 +7,7 @@ use super::optimizer;
 use crate::gpu::{DType, Gpu, Result, Tensor};
 use crate::model::bind::{CriticParams, Pi0Params};
 use crate::model::dims::{CriticDims, Pi0Dims};
+use crate::model::freeze::Reach;
 use crate::model::params::{Init, ParamStore, ParamTable, ParamTensor, Placement, Room, Scope};
 use crate::model::prefix::Net;
 use crate::model::tables;
@@ -52,6 +53,8 @@ pub struct Learner {
     pub critic: Group,
     pub temperature: Option<Temperature>,
     pub control: Control,
+    /// How far down gradients of π₀ travel.
+    pub(super) reach: Reach,
     pub(super) params: Pi0Params,
     pub(super) grads: Pi0Params,
     pub(super) critics: CriticParams,
@@ -67,14 +70,7 @@ impl Learner {
     /// [`Learner::load_critics`]. Fails if the device has no room.
     pub fn new(gpu: &Gpu, config: StepConfig, dims: Pi0Dims, critic_dims: CriticDims) -> Result<Learner> {
         let caps = gpu.caps();
-        let t = config.trainable;
-        let learns = |room: Room| match room {
-            Room::Vision => t.vision,
-            Room::Language => t.language,
-            Room::Expert => t.expert,
-            Room::Critic => true,
-        };
-        let place = |table: ParamTable| Arc::new(Placement::new(Arc::new(table), caps, |u| learns(u.room)));
+        let place = |table: ParamTable| Arc::new(Placement::new(Arc::new(table), caps));
         // The critics are small: their moments stay whole.
         let group =
             |placement: Arc<Placement>, dtype: DType, optimizer: Optimizer, format: Format, average: Option<Scope>| {
@@ -102,9 +98,11 @@ impl Learner {
                 }
             };
         let ema = config.ema_decay.map(|_| Scope::Learning);
+        let table = config.freeze.mark(tables::pi0(&dims));
+        let reach = Reach::of(&table, &dims);
         let mut pi0 = gpu.owned("π₀", || {
             group(
-                place(tables::pi0(&dims)),
+                place(table),
                 config.dtype,
                 config.pi0.optimizer,
                 config.moments,
@@ -149,7 +147,8 @@ impl Learner {
         ];
         let targets = critic.average.as_ref().expect("critics have targets");
         let learner = Learner {
-            params: Pi0Params::bind(pi0.compute.as_ref().unwrap_or(&pi0.weights), &dims),
+            reach,
+            params: Pi0Params::bind(pi0.compute.as_ref().unwrap_or(&pi0.weights), &dims).with_sums(gpu),
             grads: Pi0Params::bind(&pi0.grads, &dims),
             critics: CriticParams::bind(&critic.weights, &critic_dims),
             critic_grads: CriticParams::bind(&critic.grads, &critic_dims),
@@ -209,8 +208,9 @@ impl Learner {
         }
     }
 
-    /// The network, for passes.
+    /// The network, for passes; what is made of weights is made again, as they may have changed.
     pub(super) fn net(&self) -> Net<'_> {
+        self.params.refresh(&self.gpu);
         Net {
             dims: &self.dims,
             params: &self.params,

@@ -66,6 +66,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         critic_dims,
         ..
     } = learner;
+    gpu.phase(&[("current prefix forward", 1.0)]);
     let net = learner.net();
     let (b, h, a, n) = (batch.len(), dims.action_horizon, dims.action_dim, config.candidates);
     let who = Who::new(batch, config.skip_dead_rows, update_pi0);
@@ -80,7 +81,6 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     };
 
     // ---- Observations: who is where. Keys of s, (for comparison: of s again,) of s' lie in one cache per layer.
-    gpu.phase(&[("current prefix forward", 1.0)]);
     let masks = batch.current.masks(&everyone);
     let layout = PrefixLayout::new(gpu, dims, &masks, 0);
     let own = config
@@ -104,7 +104,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     let options = PassOptions {
         keep: learns.then_some(config.remat),
         depth: config.features.depth(),
-        trainable: config.trainable,
+        reach: learner.reach,
     };
     let current = prefix::forward(gpu, &net, &layout, &images, &state, &cache, options);
     let features = features::forward(learner, &layout, &current, &state);
@@ -396,8 +396,12 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
         gpu.phase(&phases);
         let dcache = gpu.owned("gradients of keys and values", || per_layer(learned_lines, DType::F32));
         let seen_by = seen_by(&who, &layout, own.as_ref(), [t * k, actors, cloned], h);
-        let learned = config.trainable.expert.then_some(&learner.grads);
-        back.finish(&KeyPlan::new(gpu, seen_by), &dcache, learned);
+        back.finish(
+            &KeyPlan::new(gpu, seen_by),
+            &dcache,
+            Some(&learner.grads),
+            learner.reach,
+        );
 
         // ---- One prefix backward with all that reached the keys and values.
         gpu.phase(&[("current prefix backward", 1.0)]);
@@ -414,16 +418,14 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
             },
         };
         let grads = &learner.grads;
-        let trainable = config.trainable;
+        let reach = learner.reach;
         dtokens = prefix::backward(
-            gpu, &net, grads, &layout, current, &state, &cache, &dcache, incoming, trainable,
+            gpu, &net, grads, &layout, current, &state, &cache, &dcache, incoming, reach,
         )
         .prefix;
         if let (Some(own), Some(again)) = (&own, again) {
             let incoming = Incoming::default();
-            prefix::backward(
-                gpu, &net, grads, own, again, &state, &cache, &dcache, incoming, trainable,
-            );
+            prefix::backward(gpu, &net, grads, own, again, &state, &cache, &dcache, incoming, reach);
         }
     }
     Outcome {

@@ -1,7 +1,6 @@
 //! What a configuration means for the step.
 
-use crate::config::{self, ActorObjective, Config, CriticLoss, Part, QAggregation};
-use crate::model::prefix::Trainable;
+use crate::config::{self, ActorObjective, Config, CriticLoss, QAggregation};
 use crate::model::remat::Remat;
 use crate::ops::blockwise::Format;
 use crate::ops::ensemble::Aggregate;
@@ -14,7 +13,6 @@ use crate::step::optimizer::Rates;
 pub fn step_config(config: &Config) -> StepConfig {
     let a = &config.acrlpd;
     let pi0 = group(&config.optimizer.actor, a.max_grad_norm);
-    let frozen = |part: Part| a.freeze.contains(&part);
     StepConfig {
         euler_steps: a.diffusion_steps,
         candidates: a.num_action_samples,
@@ -40,11 +38,7 @@ pub fn step_config(config: &Config) -> StepConfig {
             config::Features::Llm => Features::Llm,
         },
         feature_grad: a.feature_grad,
-        trainable: Trainable {
-            vision: !frozen(Part::Vision),
-            language: !frozen(Part::Language),
-            expert: !frozen(Part::Expert),
-        },
+        freeze: config.freeze(),
         remat: match config.remat() {
             config::Remat::None => Remat::None,
             config::Remat::Mlp => Remat::Mlp,

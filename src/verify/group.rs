@@ -6,9 +6,9 @@ use super::inputs::{self, size, text};
 use super::{Fixture, Result};
 use crate::gpu::{DType, Gpu};
 use crate::model::dims::{CriticDims, Pi0Dims};
+use crate::model::freeze::Freeze;
 use crate::model::layout::ObservationMasks;
 use crate::model::params::ParamStore;
-use crate::model::prefix::Trainable;
 use crate::model::remat::Remat;
 use crate::ops::adamw::AdamW;
 use crate::ops::blockwise::Format;
@@ -96,7 +96,7 @@ impl TrainingGroup {
             },
             features: Features::Embedding,
             feature_grad: false,
-            trainable: Trainable::ALL,
+            freeze: Freeze::NOTHING,
             remat: Remat::None,
             moments: Format::Float32,
             ema_on_host: false,

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Fixture, Result};
 use crate::model::critic_networks::Network;
-use crate::model::dims::{CriticDims, Pi0Dims, StackDims};
+use crate::model::dims::{Adapters, CriticDims, Lora, Pi0Dims, StackDims};
 use crate::model::layout::ObservationMasks;
 use crate::model::params::{ParamStore, ParamTensor};
 use crate::step::batch::{Observations, Pictures};
@@ -65,11 +65,30 @@ pub(super) fn policy_dims(f: &Fixture) -> Result<Pi0Dims> {
         action_dim: n("action_dim")?,
         action_horizon: n("action_horizon")?,
         pi05: pi05.ok_or_else(|| f.broken("dims.pi05 should be true or false".into()))?,
+        lora: adapters(f)?,
     };
     match dims.problem() {
         Some(why) => Err(f.broken(format!("dims: {why}"))),
         None => Ok(dims),
     }
+}
+
+/// Low-rank adapters, from `dims.lora`, where there are any.
+fn adapters(f: &Fixture) -> Result<Adapters> {
+    let of = |stack: &str| -> Result<Option<Lora>> {
+        let key = format!("/dims/lora/{stack}");
+        match f.json.pointer(&key) {
+            None => Ok(None),
+            Some(_) => Ok(Some(Lora {
+                rank: size(f, &format!("{key}/rank"))?,
+                alpha: f.number(&format!("{key}/alpha"))?,
+            })),
+        }
+    };
+    Ok(Adapters {
+        language: of("language")?,
+        expert: of("expert")?,
+    })
 }
 
 /// The critics' sizes, from `dims`.

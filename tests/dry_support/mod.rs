@@ -5,7 +5,8 @@ use std::path::Path;
 use acrlpd::config::Config;
 use acrlpd::gpu::{DType, Gpu};
 use acrlpd::model::critic_networks::Network;
-use acrlpd::model::dims::{CriticDims, Pi0Dims};
+use acrlpd::model::dims::{Adapters, CriticDims, Lora, Pi0Dims};
+use acrlpd::model::freeze::Freeze;
 use acrlpd::model::layout::ObservationMasks;
 use acrlpd::model::remat::Remat;
 use acrlpd::ops::augmentations::{self, Drawn};
@@ -66,6 +67,33 @@ pub fn drive(gpu: &Gpu, dtypes: &[DType]) {
             ..config.clone()
         };
         both(gpu, &full, &critic, &config, dtypes, &full_batch(&full, &critic, 2));
+
+        // openpi's adapters, on matrices that stay as they are.
+        let lora = |rank: usize| {
+            Some(Lora {
+                rank,
+                alpha: rank as f64,
+            })
+        };
+        let adapted = Pi0Dims {
+            lora: Adapters {
+                language: lora(16),
+                expert: lora(32),
+            },
+            ..full
+        };
+        let config = StepConfig {
+            freeze: Freeze::under(adapted.lora),
+            ..config
+        };
+        both(
+            gpu,
+            &adapted,
+            &critic,
+            &config,
+            dtypes,
+            &full_batch(&adapted, &critic, 2),
+        );
     }
     // What devices are measured by has kernels of its own.
     for &dtype in dtypes {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod equal;
+mod lora;
 mod objective;
 mod smoothness;
 mod update;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::bench::{Bench, Evaluation, Named, assert_bits, assert_near, golden, norm};
 
 /// Tolerances of the golden fixtures.
-const FORWARD: f64 = 1e-4;
+pub const FORWARD: f64 = 1e-4;
 const GRADIENT: f64 = 5e-4;
 
 /// The step of one case of `switches.json`; a switch or value that is not known fails.
@@ -44,7 +44,7 @@ fn fingerprint(gradient: &[f32]) -> [f64; 2] {
 }
 
 #[track_caller]
-fn assert_fingerprints(what: &str, got: &Named, want: &Value) {
+pub fn assert_fingerprints(what: &str, got: &Named, want: &Value) {
     let pair = |name: &str| -> [f64; 2] {
         let numbers = want.get(name).unwrap_or_else(|| panic!("{what}: {name} is new"));
         [0, 1].map(|i| numbers[i].as_f64().unwrap())

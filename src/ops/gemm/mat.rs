@@ -61,6 +61,19 @@ impl Mat {
         }
     }
 
+    /// The columns in `blocks` equal parts, one next to the other, as a batch.
+    #[must_use]
+    pub fn column_blocks(self, blocks: usize) -> Mat {
+        assert!(self.batch == 1 && self.cols.is_multiple_of(blocks));
+        let cols = self.cols / blocks;
+        Mat {
+            cols,
+            batch: blocks,
+            stride: cols,
+            ..self
+        }
+    }
+
     /// The same matrix for each of `batch` entries.
     #[must_use]
     pub fn repeat(self, batch: usize) -> Mat {

@@ -16,8 +16,11 @@ impl Gemm {
         let caps = gpu.caps();
         let over = |m: &Mat| m.span() as u64 * m.tensor.dtype().bytes() + caps.alignment > caps.max_binding_bytes;
         let over_opt = |m: Option<&Mat>| m.is_some_and(over);
-        if c.batch > 1 || self.groups.is_some() {
-            return false; // of activations only: bounded by the micro-batch
+        // Matrices of a batch that stand next to each other are cut together. Others are of activations only, which the
+        // micro-batch bounds.
+        let whole = |m: &Mat| over(m) && m.batch > 1 && m.stride >= m.ld;
+        if self.groups.is_some() || [&self.a, &self.b, c].into_iter().any(whole) {
+            return false;
         }
         let (cut_a, cut_b) = (over(&self.a), over(&self.b));
         let axis = match (cut_a && self.a_transposed) || (cut_b && !self.b_transposed) {
@@ -67,10 +70,7 @@ impl Gemm {
                     part.run(gpu, c.clone().columns(start, len), accumulate);
                 }
                 Axis::K => {
-                    assert!(
-                        self.act == Act::None && self.pre.is_none() && self.scale.is_none(),
-                        "cut along k"
-                    );
+                    assert!(self.act == Act::None && self.pre.is_none(), "cut along k");
                     part.a = if self.a_transposed {
                         part.a.row_range(start, len)
                     } else {

@@ -27,7 +27,9 @@ const LEAST_STEPS: usize = 16;
 /// Can the copy engine read both operands? Their rows must start at multiples of 16 bytes, and groups, whose offsets the
 /// host does not know, may start anywhere.
 pub(super) fn fits(product: &Gemm) -> bool {
-    let operand = |m: &Mat| m.rows * m.cols > 0 && TensorMap::fits(&m.tensor, [m.stride, m.ld]);
+    // Matrices that stand next to each other are closer than rows, which a tensor map does not say.
+    let apart = |m: &Mat| m.batch == 1 || m.stride == 0 || m.stride >= m.ld;
+    let operand = |m: &Mat| m.rows * m.cols > 0 && apart(m) && TensorMap::fits(&m.tensor, [m.stride, m.ld]);
     product.groups.is_none() && operand(&product.a) && operand(&product.b)
 }
 

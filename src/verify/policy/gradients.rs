@@ -4,8 +4,9 @@ use super::model::Policy;
 use super::{Check, rows_of, whole};
 use crate::gpu::Tensor;
 use crate::model::flow_time::FlowTimes;
+use crate::model::freeze::Reach;
 use crate::model::layout::{CachedRun, PrefixLayout};
-use crate::model::prefix::{self, Depth, Incoming, Prefix, Trainable};
+use crate::model::prefix::{self, Depth, Incoming, Prefix};
 use crate::model::remat::Remat;
 use crate::model::suffix::{self, Output, RowTimes, Rows};
 use crate::model::suffix_backward::{SuffixBackward, TimeIndex};
@@ -84,8 +85,8 @@ fn finish(
         queries: (0..repeats).map(|r| ((r * b + i) * h, h)).collect(),
     };
     let keys = KeyPlan::new(gpu, layout.cached.iter().enumerate().map(run).collect());
-    back.finish(&keys, &dcache, Some(&p.grad_params));
-    let (incoming, all) = (Incoming::default(), Trainable::ALL);
+    back.finish(&keys, &dcache, Some(&p.grad_params), Reach::ALL);
+    let (incoming, all) = (Incoming::default(), Reach::ALL);
     let net = p.net();
     Ok(prefix::backward(
         gpu,

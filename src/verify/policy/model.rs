@@ -5,9 +5,10 @@ use std::sync::Arc;
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::bind::Pi0Params;
 use crate::model::dims::Pi0Dims;
+use crate::model::freeze::Reach;
 use crate::model::layout::{ObservationMasks, PrefixLayout};
 use crate::model::params::{ParamStore, Placement, Scope};
-use crate::model::prefix::{self, Depth, Net, PassOptions, Prefix, Trainable};
+use crate::model::prefix::{self, Depth, Net, PassOptions, Prefix};
 use crate::model::remat::Remat;
 use crate::model::tables;
 use crate::ops::{flow, rope};
@@ -36,7 +37,7 @@ pub(super) struct Policy<'a> {
 
 impl<'a> Policy<'a> {
     pub fn load(gpu: &'a Gpu, f: &'a Fixture, dims: &'a Pi0Dims, dtype: DType) -> Result<Policy<'a>> {
-        let placement = Arc::new(Placement::new(Arc::new(tables::pi0(dims)), gpu.caps(), |_| true));
+        let placement = Arc::new(Placement::new(Arc::new(tables::pi0(dims)), gpu.caps()));
         let mut values = inputs::parameters(f, "weights:", placement.table().tensors())?;
         let weights = ParamStore::zeros(gpu, placement.clone(), DType::F32, Scope::All);
         weights.write(gpu, |p| values.remove(&p.name));
@@ -61,10 +62,12 @@ impl<'a> Policy<'a> {
                 packed.len()
             )));
         }
+        let params = Pi0Params::bind(&weights, dims).with_sums(gpu);
+        params.refresh(gpu);
         Ok(Policy {
             gpu,
             f,
-            params: Pi0Params::bind(&weights, dims),
+            params,
             grad_params: Pi0Params::bind(&grads, dims),
             grads,
             rope: rope::Table::new(gpu, 0, Net::positions(dims), dims.head_dim),
@@ -120,7 +123,7 @@ impl<'a> Policy<'a> {
         let options = PassOptions {
             keep: Some(Remat::None),
             depth,
-            trainable: Trainable::ALL,
+            reach: Reach::ALL,
         };
         prefix::forward(self.gpu, &self.net(), layout, &self.images, &self.state, cache, options)
     }
