@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use acrlpd::checkpoint::convert::{Names, Target, convert};
+use acrlpd::checkpoint::convert::{LowRank, Names, Target, convert};
 use acrlpd::checkpoint::{RunState, Weights, begin, plan, state};
 use acrlpd::config::Config;
 use acrlpd::model::tables;
@@ -22,6 +22,7 @@ fn target<'a>(path: &'a Path, names: Names, dtype: Option<Dtype>, shard: u64) ->
         path,
         names,
         dtype,
+        lora: LowRank::Keep,
         shard,
         texts: &[],
     }

@@ -12,7 +12,9 @@ use super::names::{EMBEDDING, TIED, UNUSED};
 use super::weights::{INDEX, SINGLE, Weights};
 use super::writer::{Planned, TensorWriter};
 use crate::files;
-use crate::model::params::ParamTensor;
+use crate::model::dims::Adapters;
+use crate::model::merge;
+use crate::model::params::{ParamTable, ParamTensor};
 use crate::model::tables;
 
 /// In front of the names of what is being written.
@@ -30,6 +32,17 @@ pub enum Names {
     Lerobot,
 }
 
+/// What becomes of low-rank adapters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LowRank {
+    /// They are tensors like others.
+    Keep,
+    /// The matrices they are for are written with what they add, with the α given here.
+    Merge(Adapters),
+    /// They alone are written.
+    Only,
+}
+
 /// Where weights go, and how.
 #[derive(Clone, Debug)]
 pub struct Target<'a> {
@@ -38,6 +51,7 @@ pub struct Target<'a> {
     pub names: Names,
     /// The type of all tensors; none keeps each one's.
     pub dtype: Option<Dtype>,
+    pub lora: LowRank,
     /// Most bytes of tensors in a file of a folder.
     pub shard: u64,
     /// More files of the folder: path in it, content.
@@ -81,13 +95,26 @@ impl Item {
 pub fn convert(weights: &Weights, target: &Target, mut progress: impl FnMut(usize, usize)) -> Result<Converted> {
     let table = tables::pi0(&weights.dims()?);
     let left = weights.check(&table, "")?.into_iter().map(String::from).collect();
-    let mut tensors: Vec<&ParamTensor> = table.tensors().collect();
+    let wanted = |tensor: &&ParamTensor| match target.lora {
+        LowRank::Keep => true,
+        LowRank::Merge(_) => !merge::is_adapter(&tensor.name),
+        LowRank::Only => merge::is_adapter(&tensor.name),
+    };
+    let mut tensors: Vec<&ParamTensor> = table.tensors().filter(wanted).collect();
+    if tensors.is_empty() {
+        return Err(CheckpointError::NotPi0 {
+            path: weights.path().to_owned(),
+            reason: "has no adapters; leave out --adapters-only".into(),
+        });
+    }
     tensors.sort_by_key(|tensor| weights.position(&tensor.name));
     let mut items: Vec<Item> = tensors
         .into_iter()
         .map(|tensor| item(weights, tensor, target))
         .collect();
-    items.extend(unused(weights, target)?);
+    if target.lora != LowRank::Only {
+        items.extend(unused(weights, target)?);
+    }
 
     let draft = Draft::begin(target.path)?;
     let parts = parts(&items, target);
@@ -97,7 +124,7 @@ pub fn convert(weights: &Weights, target: &Target, mut progress: impl FnMut(usiz
         let planned: Vec<Planned> = items.iter().map(|item| item.planned.clone()).collect();
         let mut file = TensorWriter::create_as(&draft.folder.join(name), &planned)?;
         for item in *items {
-            write(&mut file, weights, item)?;
+            write(&mut file, weights, item, &table, target.lora)?;
             done += item.len();
             progress(done, all);
         }
@@ -159,10 +186,14 @@ fn unused(weights: &Weights, target: &Target) -> Result<Option<Item>> {
     Ok(Some(Item { planned, from: None }))
 }
 
-fn write(file: &mut TensorWriter, weights: &Weights, item: &Item) -> Result<()> {
+fn write(file: &mut TensorWriter, weights: &Weights, item: &Item, table: &ParamTable, lora: LowRank) -> Result<()> {
     const ZEROS: usize = 1 << 20;
     if let Some(tensor) = &item.from {
-        return file.write(&item.planned.name, &weights.tensor(tensor)?);
+        let values = match lora {
+            LowRank::Merge(adapters) => merge::merge(tensor, table, adapters, |t| weights.tensor(t))?,
+            LowRank::Keep | LowRank::Only => weights.tensor(tensor)?,
+        };
+        return file.write(&item.planned.name, &values);
     }
     let zeros = vec![0.0; ZEROS.min(item.len())];
     for first in (0..item.len()).step_by(ZEROS) {

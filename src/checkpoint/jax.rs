@@ -234,6 +234,66 @@ const GEMMA: &[Row] = &[
     ),
     ("layers/mlp*/linear", "layers.#.mlp.down_proj.weight", Layers, InOuts),
     (
+        "layers/attn/q_einsum*/lora_a",
+        "layers.#.self_attn.q_proj.lora_a",
+        Layers,
+        Heads,
+    ),
+    (
+        "layers/attn/q_einsum*/lora_b",
+        "layers.#.self_attn.q_proj.lora_b",
+        Layers,
+        Heads,
+    ),
+    (
+        "layers/attn/kv_einsum*/lora_a",
+        "layers.#.self_attn.@_proj.lora_a",
+        Pairs(["k", "v"]),
+        Heads,
+    ),
+    (
+        "layers/attn/kv_einsum*/lora_b",
+        "layers.#.self_attn.@_proj.lora_b",
+        Pairs(["k", "v"]),
+        Heads,
+    ),
+    (
+        "layers/attn/attn_vec_einsum*/lora_a",
+        "layers.#.self_attn.o_proj.lora_a",
+        Layers,
+        InsOut,
+    ),
+    (
+        "layers/attn/attn_vec_einsum*/lora_b",
+        "layers.#.self_attn.o_proj.lora_b",
+        Layers,
+        InsOut,
+    ),
+    (
+        "layers/mlp*/gating_einsum_lora_a",
+        "layers.#.mlp.@_proj.lora_a",
+        Pairs(["gate", "up"]),
+        InOuts,
+    ),
+    (
+        "layers/mlp*/gating_einsum_lora_b",
+        "layers.#.mlp.@_proj.lora_b",
+        Pairs(["gate", "up"]),
+        InOuts,
+    ),
+    (
+        "layers/mlp*/linear_lora_a",
+        "layers.#.mlp.down_proj.lora_a",
+        Layers,
+        InOuts,
+    ),
+    (
+        "layers/mlp*/linear_lora_b",
+        "layers.#.mlp.down_proj.lora_b",
+        Layers,
+        InOuts,
+    ),
+    (
         "layers/pre_attention_norm*/scale",
         "layers.#.input_layernorm.weight",
         Layers,
@@ -374,9 +434,10 @@ mod tests {
     #[test]
     fn names_that_the_model_does_not_have() {
         assert_eq!(
-            tensors("PaliGemma/llm/layers/attn/q_einsum/lora_a", &[1, 2, 3, 4]),
+            tensors("PaliGemma/llm/layers/attn/q_einsum/lora_c", &[1, 2, 3, 4]),
             None
         );
+        assert_eq!(tensors("PaliGemma/llm/layers/attn/q_einsum/lora_a", &[1, 2, 3]), None);
         assert_eq!(tensors("PaliGemma/llm/layers/attn/kv_einsum/w", &[1, 3, 1, 4, 4]), None);
         assert_eq!(tensors("state_proj/kernel", &[]), None);
     }

@@ -17,6 +17,7 @@ use super::jax::{self, Origin};
 use super::names::{self, EMBEDDING, TIED};
 use super::orbax::{self, Orbax};
 use super::state;
+use crate::model::merge;
 use crate::model::params::ParamTensor;
 
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -205,6 +206,11 @@ impl Weights {
             shape: &stored.shape,
             bytes: bytes_of(stored.dtype, stored.shape.iter().product()),
         })
+    }
+
+    /// Are there low-rank adapters among them?
+    pub fn has_adapters(&self) -> bool {
+        self.names.keys().any(|name| merge::is_adapter(name))
     }
 
     /// What was opened.

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::path::{Component, Path, PathBuf};
 
-use acrlpd::checkpoint::convert::{Converted, Names, Target, convert};
+use acrlpd::checkpoint::convert::{Converted, LowRank, Names, Target, convert};
 use acrlpd::checkpoint::norms::{RoomDistance, RoomNorm, distances, networks, norms};
 use acrlpd::checkpoint::{self, Weights, state};
 use acrlpd::config::Config;
@@ -39,6 +39,9 @@ pub enum Command {
         /// A new FILE.safetensors, or a new folder, in which 5 GB are the most of a file.
         #[arg(long)]
         out: PathBuf,
+        /// Write low-rank adapters into the matrices they are for, with α = r, as openpi's models have it.
+        #[arg(long)]
+        merge_lora: bool,
     },
     /// Write the policy of a checkpoint for another program.
     Export(Export),
@@ -69,6 +72,10 @@ pub struct Export {
     /// the dataset.
     #[arg(long, value_name = "ID")]
     asset_id: Option<String>,
+    /// Write the low-rank adapters alone, under our names; without it they are merged into the matrices they are for,
+    /// because neither program's PyTorch model has adapters.
+    #[arg(long)]
+    adapters_only: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -105,7 +112,7 @@ pub fn run(command: &Command) -> Outcome {
             quick,
             json,
         } => inspect(path, diff.as_deref(), *quick, *json),
-        Command::Import { path, out } => import(path, out),
+        Command::Import { path, out, merge_lora } => import(path, out, *merge_lora),
         Command::Export(args) => export(args),
     }
 }
@@ -149,12 +156,17 @@ fn bar(what: &'static str) -> impl FnMut(usize, usize) {
     }
 }
 
-fn import(path: &Path, out: &Path) -> Outcome {
+fn import(path: &Path, out: &Path, merge: bool) -> Outcome {
     let weights = Weights::open(path)?;
+    let lora = match merge {
+        true => LowRank::Merge(weights.dims()?.lora),
+        false => LowRank::Keep,
+    };
     let target = Target {
         path: out,
         names: Names::Plain,
         dtype: None,
+        lora,
         shard: SHARD,
         texts: &[],
     };
@@ -185,10 +197,15 @@ fn export(args: &Export) -> Outcome {
     let target = Target {
         path: &args.out,
         names: match args.to {
+            _ if args.adapters_only => Names::Plain,
             Program::Openpi => Names::Openpi,
             Program::Lerobot => Names::Lerobot,
         },
         dtype: Some(args.dtype.stored()),
+        lora: match args.adapters_only {
+            true => LowRank::Only,
+            false => LowRank::Merge(config.pi0_dims().lora),
+        },
         shard: args.max_shard_size.unwrap_or(u64::MAX),
         texts: &[(Path::new("assets").join(asset).join(state::NORM_STATS), stats)],
     };

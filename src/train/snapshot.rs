@@ -7,7 +7,8 @@ use crate::checkpoint::{Background, CheckpointError, RunState, Saved, Saving, We
 use crate::config::Config;
 use crate::data::NormStats;
 use crate::gpu::{Gpu, Tensor};
-use crate::model::dims::Pi0Dims;
+use crate::model::dims::{Adapters, Pi0Dims};
+use crate::model::merge;
 use crate::model::params::{ParamStore, ParamTensor};
 use crate::model::tables;
 use crate::ops::split::Values;
@@ -130,13 +131,28 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
     Ok(gpu.sync()?)
 }
 
-/// Checks that `weights` hold π₀ of these sizes, without a device; what they hold besides is named in a warning.
+/// Checks that `weights` hold π₀ of these sizes, without a device; what they hold besides is named in a warning. They may
+/// be without adapters: the model's then start from the seed.
 ///
 /// # Errors
-/// Tensors that are missing or have another shape.
+/// Tensors that are missing or have another shape, and adapters where the model has none.
 pub fn check(dims: &Pi0Dims, weights: &Weights) -> Result<()> {
     const LISTED: usize = 10;
-    let unused = weights.check(&tables::pi0(dims), "")?;
+    let adapted = weights.has_adapters();
+    if adapted && dims.lora == Adapters::default() {
+        return Err(CheckpointError::NotPi0 {
+            path: weights.path().to_owned(),
+            reason: "has low-rank adapters, and the model of the configuration has none; choose variants that end in \
+                     _lora, or merge them first with `acrlpd checkpoint import --merge-lora` or `checkpoint export`"
+                .into(),
+        }
+        .into());
+    }
+    let dims = Pi0Dims {
+        lora: if adapted { dims.lora } else { Adapters::default() },
+        ..dims.clone()
+    };
+    let unused = weights.check(&tables::pi0(&dims), "")?;
     if !unused.is_empty() {
         let more = if unused.len() > LISTED { ", …" } else { "" };
         let (n, path) = (unused.len(), weights.path().display());
@@ -146,7 +162,7 @@ pub fn check(dims: &Pi0Dims, weights: &Weights) -> Result<()> {
     Ok(())
 }
 
-/// Sets π₀ to `weights`; its average starts there. `progress` is told the parameters done and all of them. Call
+/// Sets π₀ to `weights`; its average starts there. Adapters that they do not have stay as they are. `progress` is told the parameters done and all of them. Call
 /// [`check`] first.
 ///
 /// # Errors
@@ -155,8 +171,13 @@ pub fn load(learner: &Learner, weights: &Weights, mut progress: impl FnMut(usize
     let (mut failed, mut done) = (None, 0);
     let all = learner.pi0.weights.placement().table().len();
     let order = |tensor: &ParamTensor| weights.position(&tensor.name);
+    let adapted = weights.has_adapters();
     learner.load_pi0_by(order, |tensor| {
-        let values = or_note(weights.tensor(tensor), &mut failed);
+        let kept = !adapted && merge::is_adapter(&tensor.name);
+        let values = match kept {
+            true => None,
+            false => or_note(weights.tensor(tensor), &mut failed),
+        };
         done += tensor.len();
         progress(done, all);
         values

@@ -177,6 +177,63 @@ impl Jax<'_> {
         }
     }
 
+    /// Adapters of rank `r`.
+    fn lora(&mut self, width: usize, mlp: usize, ours: &str, star: &str, r: usize) {
+        let (depth, n, k, h) = (self.dims.depth, self.dims.heads, self.dims.kv_heads, self.dims.head_dim);
+        let layers = |rest: String| format!("PaliGemma/llm/layers/{rest}");
+        let name = |i: usize, rest: &str| format!("{ours}layers.{i}.{rest}");
+        self.add(
+            &layers(format!("attn/q_einsum{star}/lora_a")),
+            &[depth, n, width, r],
+            |j, i| j.get(&name(i[0], "self_attn.q_proj.lora_a"), &[i[1] * r + i[3], i[2]]),
+        );
+        self.add(
+            &layers(format!("attn/q_einsum{star}/lora_b")),
+            &[depth, n, r, h],
+            |j, i| j.get(&name(i[0], "self_attn.q_proj.lora_b"), &[i[1] * h + i[3], i[2]]),
+        );
+        let kv = |i: usize| ["self_attn.k_proj", "self_attn.v_proj"][i];
+        self.add(
+            &layers(format!("attn/kv_einsum{star}/lora_a")),
+            &[depth, 2, k, width, r],
+            |j, i| j.get(&name(i[0], &format!("{}.lora_a", kv(i[1]))), &[i[2] * r + i[4], i[3]]),
+        );
+        self.add(
+            &layers(format!("attn/kv_einsum{star}/lora_b")),
+            &[depth, 2, k, r, h],
+            |j, i| j.get(&name(i[0], &format!("{}.lora_b", kv(i[1]))), &[i[2] * h + i[4], i[3]]),
+        );
+        self.add(
+            &layers(format!("attn/attn_vec_einsum{star}/lora_a")),
+            &[depth, n, h, r],
+            |j, i| j.get(&name(i[0], "self_attn.o_proj.lora_a"), &[i[3], i[1] * h + i[2]]),
+        );
+        self.add(
+            &layers(format!("attn/attn_vec_einsum{star}/lora_b")),
+            &[depth, n, r, width],
+            |j, i| j.get(&name(i[0], "self_attn.o_proj.lora_b"), &[i[3], i[1] * r + i[2]]),
+        );
+        let gating = |i: usize| ["mlp.gate_proj", "mlp.up_proj"][i];
+        self.add(
+            &layers(format!("mlp{star}/gating_einsum_lora_a")),
+            &[depth, 2, width, r],
+            |j, i| j.get(&name(i[0], &format!("{}.lora_a", gating(i[1]))), &[i[3], i[2]]),
+        );
+        self.add(
+            &layers(format!("mlp{star}/gating_einsum_lora_b")),
+            &[depth, 2, r, mlp],
+            |j, i| j.get(&name(i[0], &format!("{}.lora_b", gating(i[1]))), &[i[3], i[2]]),
+        );
+        self.add(&layers(format!("mlp{star}/linear_lora_a")), &[depth, mlp, r], |j, i| {
+            j.get(&name(i[0], "mlp.down_proj.lora_a"), &[i[2], i[1]])
+        });
+        self.add(
+            &layers(format!("mlp{star}/linear_lora_b")),
+            &[depth, r, width],
+            |j, i| j.get(&name(i[0], "mlp.down_proj.lora_b"), &[i[2], i[1]]),
+        );
+    }
+
     fn linear(&mut self, path: &str, name: &str) {
         let shape = self.weights[&format!("{name}weight")].0.clone();
         self.add(&format!("{path}/kernel"), &[shape[1], shape[0]], |j, i| {
@@ -189,8 +246,14 @@ impl Jax<'_> {
 }
 
 /// The arrays of the JAX model that holds `weights`.
+#[allow(dead_code)] // Each test file uses its own part.
 pub fn jax_tree(weights: &Plain, pi05: bool) -> Tree {
-    let dims = tiny(pi05);
+    adapted_tree(weights, &tiny(pi05))
+}
+
+/// The same of a model that may have adapters.
+pub fn adapted_tree(weights: &Plain, dims: &Pi0Dims) -> Tree {
+    let (dims, pi05) = (dims.clone(), dims.pi05);
     let mut j = Jax {
         weights,
         dims: dims.clone(),
@@ -214,6 +277,13 @@ pub fn jax_tree(weights: &Plain, pi05: bool) -> Tree {
         "_1",
         pi05,
     );
+    if let Some(lora) = dims.lora.language {
+        j.lora(dims.language.width, dims.language.mlp, language, "", lora.rank);
+    }
+    if let Some(lora) = dims.lora.expert {
+        let expert = "paligemma_with_expert.gemma_expert.model.";
+        j.lora(dims.expert.width, dims.expert.mlp, expert, "_1", lora.rank);
+    }
     let heads: &[&str] = match pi05 {
         true => &["action_in_proj", "time_mlp_in", "time_mlp_out", "action_out_proj"],
         false => &[
