@@ -6,7 +6,7 @@
 
 mod dry_support;
 
-use acrlpd::gpu::{Caps, DType, Gpu, check_wgsl};
+use acrlpd::gpu::{Caps, Cooperative, DType, Dialect, Gpu, check_wgsl};
 
 /// The least that WebGPU promises: no subgroups, no f16, no 64-bit integers, 16 KiB of workgroup memory. Buffers alone may be
 /// larger, because with 128 MiB a step of the published size is refused.
@@ -69,6 +69,13 @@ fn check(caps: Caps) {
         kernels.iter().any(|k| k.entry == "copy_words"),
         "hand-written kernels too"
     );
+    // Large tiles wherever they fit, and matrix units wherever there are some.
+    let entry = |name| kernels.iter().any(|k| k.entry == name);
+    let caps = gpu.caps();
+    let room = !caps.software && caps.max_shared_bytes >= 16 << 10;
+    let all_on_matrices = caps.cooperative.is_some_and(|m| m.floats.is_some());
+    assert_eq!(entry("gemm_blocked"), room && !all_on_matrices);
+    assert_eq!(entry("gemm_cooperative"), caps.cooperative.is_some());
     let halves = kernels.iter().filter(|k| k.source.contains("enable f16")).count();
     assert_eq!(halves > 20, gpu.caps().f16, "{halves} kernels in f16");
 }
@@ -111,6 +118,41 @@ fn a_gpu_with_f16_alone() {
         name: "f16".into(),
         f16: true,
         ..plain()
+    });
+}
+
+/// As NVIDIA's and AMD's drivers offer them on Vulkan: f16, 16 × 16; on AMD subgroups may have 32 or 64 units.
+#[test]
+fn a_vulkan_gpu_with_matrix_units_for_f16() {
+    for plane in [Some(32), None] {
+        check(Caps {
+            name: format!("matrix units for f16 on Vulkan, subgroups {plane:?}"),
+            plane,
+            max_shared_bytes: 48 << 10,
+            cooperative: Some(Cooperative {
+                halves: Some(16),
+                floats: None,
+                dialect: Dialect::Vulkan,
+                subgroup: plane.unwrap_or(64),
+            }),
+            ..able()
+        });
+    }
+}
+
+/// Apple's: f32, 8 × 8, for operands of both types.
+#[test]
+fn a_metal_gpu_with_matrix_units_for_f32() {
+    check(Caps {
+        name: "matrix units for f32 on Metal".into(),
+        wide_loads: false,
+        cooperative: Some(Cooperative {
+            halves: None,
+            floats: Some(8),
+            dialect: Dialect::Metal,
+            subgroup: 32,
+        }),
+        ..able()
     });
 }
 

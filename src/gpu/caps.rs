@@ -34,6 +34,31 @@ impl std::fmt::Display for Api {
     }
 }
 
+/// Matrix units of a wgpu device: products of square matrices by the units of a subgroup together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cooperative {
+    /// Side of matrices of f16 whose products are added up in f32.
+    pub halves: Option<u32>,
+    /// Side of matrices of f32.
+    pub floats: Option<u32>,
+    pub dialect: Dialect,
+    /// Units that a subgroup probably has. Kernels are right with any number, and fast with this one.
+    pub subgroup: u32,
+}
+
+/// How WGSL's cooperative matrices reach the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// SPIR-V: `coopLoadT` and `coopStoreT` are row by row, as documented.
+    Vulkan,
+    /// MSL: naga 29 hands "row by row" to Metal as "transposed", so it is the names without T that are row by row.
+    Metal,
+    /// Vulkan's, as plain WGSL for devices without such units, in subgroups of that many units: to check numbers.
+    Emulated(u32),
+    /// Metal's, likewise.
+    EmulatedMetal(u32),
+}
+
 /// Limits and abilities of one device.
 #[derive(Clone, Debug)]
 pub struct Caps {
@@ -44,6 +69,8 @@ pub struct Caps {
     pub software: bool,
     /// Units that run in lockstep and can broadcast registers, when that number is the same for every kernel.
     pub plane: Option<u32>,
+    /// Matrix units that WGSL reaches, where the adapter offers them.
+    pub cooperative: Option<Cooperative>,
     /// 64-bit integers in buffers: two f32 per load, which halves the loads on software Vulkan.
     pub wide_loads: bool,
     /// Elements that one load or store of a unit moves where they are aligned, of at most 16 bytes together.
@@ -80,6 +107,7 @@ impl Caps {
             api: Api::Null,
             software: false,
             plane: Some(32),
+            cooperative: None,
             wide_loads: false,
             lanes: 8,
             u16: true,
@@ -96,6 +124,15 @@ impl Caps {
             max_shared_bytes: 227 << 10,
             max_cubes: [i32::MAX as u32, 65535, 65535],
             alignment: 512,
+        }
+    }
+
+    /// Are kernels WGSL's, and not CUDA's?
+    pub fn wgsl(&self) -> bool {
+        match self.api {
+            Api::Vulkan | Api::Metal | Api::Dx12 | Api::WgpuDry => true,
+            Api::Cuda | Api::CudaDry | Api::CudaEmulated => false,
+            Api::Null => self.cuda_arch.is_none(),
         }
     }
 

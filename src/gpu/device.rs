@@ -18,7 +18,7 @@ use wgpu::DeviceType;
 use super::cuda_status::{self, CudaDeviceInfo, CudaStatus, Version, cuda_status};
 use super::fault::Fault;
 use super::kernel_cache::{self, Identity, KernelCache};
-use super::{Api, Backend, Caps, Gpu, GpuError, Result};
+use super::{Api, Backend, Caps, Cooperative, Dialect, Gpu, GpuError, Result};
 
 /// All clients use this one stream: work from any thread runs in the order it was issued.
 pub(super) const STREAM: StreamId = StreamId { value: 0 };
@@ -225,6 +225,7 @@ fn open_wgpu(api: Api, index: usize) -> Result<Gpu> {
             info.name
         );
     }
+    let matrices = adapter.cooperative_matrix_properties();
     let (device, queue) = block_on(adapter.request_device(&wgpu::DeviceDescriptor {
         label: Some("acrlpd"),
         required_features: adapter.features().difference(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
@@ -267,6 +268,7 @@ fn open_wgpu(api: Api, index: usize) -> Result<Gpu> {
             && info.subgroup_min_size == info.subgroup_max_size
             && info.subgroup_min_size > 0)
             .then_some(info.subgroup_min_size),
+        cooperative: cooperative(api, &info, features, &matrices),
         wide_loads: features.contains(wgpu::Features::SHADER_INT64),
         lanes: if software { 2 } else { 4 },
         u16: false,
@@ -298,6 +300,42 @@ fn open_wgpu(api: Api, index: usize) -> Result<Gpu> {
     unsafe { client.set_stream(STREAM) };
     claim(&client, &fault, &info.name)?;
     Ok(Gpu::new(Backend::Wgpu(client), caps, fault))
+}
+
+/// The matrix units of an adapter that kernels can use: square matrices that WGSL has a name for, added up in f32.
+fn cooperative(
+    api: Api,
+    info: &wgpu::AdapterInfo,
+    features: wgpu::Features,
+    offered: &[wgpu::CooperativeMatrixProperties],
+) -> Option<Cooperative> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP) {
+        return None;
+    }
+    let side = |of| {
+        let fits = |p: &&wgpu::CooperativeMatrixProperties| {
+            (p.ab_type, p.cr_type) == (of, F32)
+                && (p.m_size, p.n_size) == (p.k_size, p.k_size)
+                && matches!(p.k_size, 8 | 16)
+        };
+        offered.iter().filter(fits).map(|p| p.k_size).max()
+    };
+    let (dialect, subgroup) = match api {
+        // Apple's subgroups have 32 units; Metal names no number.
+        Api::Metal => (Dialect::Metal, 32),
+        Api::Vulkan => (Dialect::Vulkan, info.subgroup_max_size.clamp(8, 64)),
+        _ => return None,
+    };
+    // naga 29 writes a product of f16 matrices for Metal with sums in f16.
+    let halves = side(F16).filter(|_| api == Api::Vulkan && features.contains(wgpu::Features::SHADER_F16));
+    let floats = side(F32);
+    (halves.is_some() || floats.is_some()).then_some(Cooperative {
+        halves,
+        floats,
+        dialect,
+        subgroup,
+    })
 }
 
 fn wgpu_backend(api: Api) -> wgpu::Backend {

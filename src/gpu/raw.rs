@@ -59,6 +59,50 @@ impl Source {
             Source::file(Box::leak(text.into_boxed_str()))
         })
     }
+
+    /// A text that is put together at run time, once for each `form` of the kernel `entry` in the life of the process.
+    pub(crate) fn made(entry: &'static str, form: String, make: impl FnOnce() -> String) -> Source {
+        static MADE: Mutex<Option<HashMap<(&'static str, String), Source>>> = Mutex::new(None);
+        let mut made = MADE.lock().unwrap_or_else(|e| e.into_inner());
+        *made
+            .get_or_insert_default()
+            .entry((entry, form))
+            .or_insert_with(|| Source::file(Box::leak(make().into_boxed_str())))
+    }
+}
+
+/// `text` with its conditions resolved and its names filled in: what stands between `#if NAME` (or `#if !NAME`), `#else`
+/// and `#endif` stays if `flags` has the name (or not), and `$NAME` becomes its value. Lines that are conditions go.
+pub(crate) fn fill_in(text: &str, flags: &[&str], values: &[(&str, &str)]) -> String {
+    let mut out = String::new();
+    // Of every open condition: does its text stay?
+    let mut open: Vec<bool> = Vec::new();
+    for line in text.lines() {
+        let word = line.trim();
+        if let Some(name) = word.strip_prefix("#if ") {
+            let stays = match name.strip_prefix('!') {
+                Some(name) => !flags.contains(&name),
+                None => flags.contains(&name),
+            };
+            open.push(stays);
+        } else if word == "#else" {
+            if let Some(last) = open.last_mut() {
+                *last = !*last;
+            }
+        } else if word == "#endif" {
+            open.pop();
+        } else if open.iter().all(|&stays| stays) {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    // Longer names first: one may begin with another.
+    let mut values = values.to_vec();
+    values.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+    for (name, value) in values {
+        out = out.replace(&format!("${name}"), value);
+    }
+    out
 }
 
 /// A matrix (or a batch of them) that the copy engine of Hopper reads by boxes of `tile` elements. Elements outside of

@@ -13,7 +13,7 @@ use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ResourceBinding, ShaderStage};
 
-use super::{Caps, DryKernel};
+use super::{Caps, Dialect, DryKernel};
 
 /// wgpu binds one buffer more where a kernel asks for the length of an array, and Metal has 31 slots for buffers.
 const MOST_BUFFERS: usize = 30;
@@ -70,7 +70,7 @@ impl fmt::Display for WgslReport {
 }
 
 /// Checks every distinct source for devices with the abilities and limits in `caps`. Subgroup operations are allowed
-/// only where `caps.plane` says how many units they span: kernels that use them must not be chosen elsewhere.
+/// only where `caps.plane` says how many units they span, and to kernels on matrix units: others must not be chosen elsewhere.
 pub fn check_wgsl(kernels: &[DryKernel], caps: &Caps) -> WgslReport {
     let mut report = WgslReport {
         device: caps.name.clone(),
@@ -100,33 +100,45 @@ pub fn check_wgsl(kernels: &[DryKernel], caps: &Caps) -> WgslReport {
         report.failures.extend(limits.err().map(|why| fail("limits", why)));
         let launch = launched_as_declared(&module, &info, kernel);
         report.failures.extend(launch.err().map(|why| fail("launch", why)));
-        for (stage, translated) in [
-            ("SPIR-V", to_spirv(&module, &info, entry, caps)),
-            ("MSL", to_msl(&module, &info, entry)),
-            ("HLSL", to_hlsl(&module, &info, entry, caps)),
-        ] {
+        let spirv = || ("SPIR-V", to_spirv(&module, &info, entry, caps));
+        let msl = || ("MSL", to_msl(&module, &info, entry));
+        let hlsl = || ("HLSL", to_hlsl(&module, &info, entry, caps));
+        // Matrix units are one interface's: the other's kernel is another, and DX12 has none.
+        let translations = match caps.cooperative.filter(|_| has_matrices(source)) {
+            None => vec![spirv(), msl(), hlsl()],
+            Some(matrices) if matrices.dialect == Dialect::Metal => vec![msl()],
+            Some(_) => vec![spirv()],
+        };
+        for (stage, translated) in translations {
             report.failures.extend(translated.err().map(|why| fail(stage, why)));
         }
     }
     report
 }
 
-/// What shaders on such a device may use, in naga's words; wgpu derives the same from the device's features.
-fn capabilities(caps: &Caps) -> Capabilities {
+/// Does a kernel use matrix units?
+fn has_matrices(source: &str) -> bool {
+    source.contains("enable wgpu_cooperative_matrix;")
+}
+
+/// What a kernel on such a device may use, in naga's words; wgpu derives the same from the device's features.
+fn capabilities(source: &str, caps: &Caps) -> Capabilities {
+    let matrices = caps.cooperative.is_some() && has_matrices(source);
     let mut all = Capabilities::empty();
+    all.set(Capabilities::COOPERATIVE_MATRIX, matrices);
     all.set(Capabilities::SHADER_FLOAT16, caps.f16);
     all.set(Capabilities::SHADER_INT64, caps.wide_loads);
-    all.set(Capabilities::SUBGROUP, caps.plane.is_some());
+    all.set(Capabilities::SUBGROUP, caps.plane.is_some() || matrices);
     all
 }
 
 fn validate(source: &str, caps: &Caps) -> Result<(Module, ModuleInfo), String> {
     let mut options = naga::front::wgsl::Options::new();
-    options.capabilities = capabilities(caps);
+    options.capabilities = capabilities(source, caps);
     let module = naga::front::wgsl::Frontend::new_with_options(options)
         .parse(source)
         .map_err(|e| e.emit_to_string(source))?;
-    let info = Validator::new(ValidationFlags::all(), capabilities(caps))
+    let info = Validator::new(ValidationFlags::all(), capabilities(source, caps))
         .validate(&module)
         .map_err(|e| e.emit_to_string(source))?;
     Ok((module, info))
@@ -208,13 +220,16 @@ const UNCHECKED: BoundsCheckPolicies = BoundsCheckPolicies {
 fn to_spirv(module: &Module, info: &ModuleInfo, entry: &str, caps: &Caps) -> Result<(), String> {
     use spv::Capability::*;
     let mut allowed = vec![Shader, Matrix];
-    if caps.plane.is_some() {
+    if caps.plane.is_some() || caps.cooperative.is_some() {
         allowed.extend([GroupNonUniform, GroupNonUniformVote, GroupNonUniformArithmetic]);
         allowed.extend([
             GroupNonUniformBallot,
             GroupNonUniformShuffle,
             GroupNonUniformShuffleRelative,
         ]);
+    }
+    if caps.cooperative.is_some() {
+        allowed.extend([CooperativeMatrixKHR, VulkanMemoryModel]);
     }
     allowed.extend(caps.f16.then_some(Float16));
     allowed.extend(caps.wide_loads.then_some(Int64));

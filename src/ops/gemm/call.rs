@@ -60,10 +60,7 @@ impl<'a> Call<'a> {
         };
         let ld = |m: Option<&Mat>| m.map_or(0, |m| m.ld);
         let stride = |m: Option<&Mat>| m.map_or(0, |m| if m.batch == 1 { 0 } else { m.stride });
-        let grid = match &gemm.groups {
-            None => [m, n, c.batch],
-            Some(groups) => [groups.max_m, groups.max_n, groups.table.dim(0)],
-        };
+        let grid = gemm.groups.as_ref().map_or([m, n, c.batch], |_| gemm.grid(c));
         // Without k there is nothing to read: the sums are zero.
         let read = |m: &'a Mat| if k == 0 { &c.tensor } else { &m.tensor };
         Call {

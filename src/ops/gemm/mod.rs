@@ -15,10 +15,13 @@
 //! The kernels share the epilogue and are picked by the capability table (`Kernel::pick`): for bf16 operands on CUDA
 //! `wgmma` (Hopper) and `mma` (8.0 and later); else `plane` (software Vulkan), `tiled` (GPUs), `portable` (anything).
 
+mod blocked;
 mod call;
+mod cooperative;
 mod cuda;
 #[cfg(test)]
 mod cuda_tests;
+mod emulated;
 mod epilogue;
 mod gated;
 mod mat;
@@ -31,6 +34,9 @@ mod split;
 mod tests;
 mod tiled;
 mod wgmma;
+#[cfg(test)]
+mod wgpu_tests;
+mod wgsl;
 
 pub use mat::Mat;
 
@@ -111,6 +117,10 @@ pub enum Kernel {
     Mma,
     /// One plane a tile, operands broadcast between its units: fewest loads, for CPUs posing as GPUs.
     Plane,
+    /// Matrix units by subgroups, hand-written for GPUs that wgpu drives: f16, and f32 where they take it.
+    Cooperative,
+    /// Large tiles in shared memory, hand-written for GPUs that wgpu drives.
+    Blocked,
     /// Tiles in shared memory, for GPUs.
     Tiled,
     /// Registers only.
@@ -126,6 +136,8 @@ impl Kernel {
         match (caps.software, caps.plane) {
             (true, Some(4 | 8 | 16)) => Kernel::Plane,
             (true, _) => Kernel::Portable,
+            (false, _) if cooperative::takes(caps, product, product.grid(c)) => Kernel::Cooperative,
+            (false, _) if blocked::takes(caps, product.grid(c)) => Kernel::Blocked,
             (false, _) if caps.max_units >= tiled::UNITS && caps.max_shared_bytes >= tiled::SHARED_BYTES => {
                 Kernel::Tiled
             }
@@ -312,8 +324,18 @@ impl Gemm {
             Kernel::Wgmma => wgmma::launch_wgmma(gpu, cost, &call),
             Kernel::Mma => mma::launch_mma(gpu, cost, &call),
             Kernel::Plane => plane::launch_plane(gpu, cost, &call),
+            Kernel::Cooperative => cooperative::launch_cooperative(gpu, cost, &call),
+            Kernel::Blocked => blocked::launch_blocked(gpu, cost, &call),
             Kernel::Tiled => tiled::launch_tiled(gpu, cost, &call),
             Kernel::Portable => portable::launch_portable(gpu, cost, &call),
+        }
+    }
+
+    /// Rows and columns of the launch, and how many matrices.
+    fn grid(&self, c: &Mat) -> [usize; 3] {
+        match &self.groups {
+            None => [c.rows, c.cols, c.batch],
+            Some(groups) => [groups.max_m, groups.max_n, groups.table.dim(0)],
         }
     }
 

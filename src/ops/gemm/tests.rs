@@ -4,7 +4,7 @@ use super::*;
 use crate::gpu::DType;
 use crate::ops::testing::{check, close, f64s, gpu, normals};
 
-const KERNELS: [Kernel; 3] = [Kernel::Plane, Kernel::Tiled, Kernel::Portable];
+const KERNELS: [Kernel; 4] = [Kernel::Plane, Kernel::Tiled, Kernel::Portable, Kernel::Blocked];
 
 /// `op(A) op(B)` in float64, row-major.
 pub(super) fn product(a: &[f64], b: &[f64], [m, n, k]: [usize; 3], ta: bool, tb: bool) -> Vec<f64> {
@@ -36,7 +36,10 @@ pub(super) fn dims(rows: usize, cols: usize, transposed: bool) -> [usize; 2] {
 
 #[test]
 fn all_forms_and_edges() {
-    let gpu = gpu();
+    forms(&gpu(), &KERNELS);
+}
+
+pub(super) fn forms(gpu: &Gpu, kernels: &[Kernel]) {
     // Below, at and beyond a tile; odd sizes that forbid pairs; tails along k.
     for (case, [m, n, k]) in [
         [16, 32, 16],
@@ -46,6 +49,7 @@ fn all_forms_and_edges() {
         [70, 7, 3],
         [48, 66, 98],
         [2, 100, 64],
+        [132, 140, 36],
     ]
     .into_iter()
     .enumerate()
@@ -54,21 +58,24 @@ fn all_forms_and_edges() {
             let (a, b) = (normals(case as u64, m * k), normals(100 + case as u64, k * n));
             let want = product(&f64s(&a), &f64s(&b), [m, n, k], ta, tb);
             let (ga, gb) = (gpu.upload_f32(&a, dims(m, k, ta)), gpu.upload_f32(&b, dims(k, n, tb)));
-            for kernel in KERNELS {
+            for &kernel in kernels {
                 let c = gpu.f32([m, n]);
-                form(&ga, &gb, ta, tb).with(kernel).to(&gpu, &c);
-                check(&gpu, &format!("{m}x{n}x{k} {ta} {tb} {kernel:?}"), &c, &want, 2e-6);
-                form(&ga, &gb, ta, tb).with(kernel).add_to(&gpu, &c);
+                form(&ga, &gb, ta, tb).with(kernel).to(gpu, &c);
+                check(gpu, &format!("{m}x{n}x{k} {ta} {tb} {kernel:?}"), &c, &want, 2e-6);
+                form(&ga, &gb, ta, tb).with(kernel).add_to(gpu, &c);
                 let twice: Vec<f64> = want.iter().map(|v| 2.0 * v).collect();
-                check(&gpu, &format!("{m}x{n}x{k} {ta} {tb} {kernel:?} +="), &c, &twice, 2e-6);
+                check(gpu, &format!("{m}x{n}x{k} {ta} {tb} {kernel:?} +="), &c, &twice, 2e-6);
             }
         }
     }
 }
 
 #[test]
-fn epilogues() {
-    let gpu = gpu();
+fn all_epilogues() {
+    epilogues(&gpu(), &KERNELS);
+}
+
+pub(super) fn epilogues(gpu: &Gpu, kernels: &[Kernel]) {
     for (m, n, k) in [(20, 36, 24), (9, 13, 11)] {
         let (a, b) = (normals(1, m * k), normals(2, n * k));
         let (bias, residual, table) = (normals(3, n), normals(4, m * n), normals(5, 5 * n));
@@ -77,24 +84,24 @@ fn epilogues() {
         let (ga, gb) = (gpu.upload_f32(&a, [m, k]), gpu.upload_f32(&b, [n, k]));
         let (g_bias, g_res) = (gpu.upload_f32(&bias, [n]), gpu.upload_f32(&residual, [m, n]));
         let (g_table, g_index) = (gpu.upload_f32(&table, [5, n]), gpu.upload_u32(&index, [m]));
-        for kernel in KERNELS {
+        for &kernel in kernels {
             let c = gpu.f32([m, n]);
-            nt(&ga, &gb).bias(&g_bias).residual(&g_res).with(kernel).to(&gpu, &c);
+            nt(&ga, &gb).bias(&g_bias).residual(&g_res).with(kernel).to(gpu, &c);
             let want: Vec<f64> = (0..m * n)
                 .map(|e| plain[e] + bias[e % n] as f64 + residual[e] as f64)
                 .collect();
-            check(&gpu, "bias + residual", &c, &want, 2e-6);
+            check(gpu, "bias + residual", &c, &want, 2e-6);
 
             nt(&ga, &gb)
                 .bias(&g_bias)
                 .scale(-0.25)
                 .residual(&g_res)
                 .with(kernel)
-                .to(&gpu, &c);
+                .to(gpu, &c);
             let want: Vec<f64> = (0..m * n)
                 .map(|e| -0.25 * (plain[e] + bias[e % n] as f64) + residual[e] as f64)
                 .collect();
-            check(&gpu, "scaled", &c, &want, 2e-6);
+            check(gpu, "scaled", &c, &want, 2e-6);
 
             for (act, f) in [
                 (Act::Gelu, gelu as fn(f64) -> f64),
@@ -106,27 +113,24 @@ fn epilogues() {
                     .act(act)
                     .save_pre(&pre)
                     .with(kernel)
-                    .to(&gpu, &c);
+                    .to(gpu, &c);
                 let want_pre: Vec<f64> = (0..m * n)
                     .map(|e| plain[e] + table[index[e / n] as usize * n + e % n] as f64)
                     .collect();
-                check(&gpu, "pre", &pre, &want_pre, 2e-6);
+                check(gpu, "pre", &pre, &want_pre, 2e-6);
                 check(
-                    &gpu,
+                    gpu,
                     "act",
                     &c,
                     &want_pre.iter().map(|&x| f(x)).collect::<Vec<_>>(),
                     2e-6,
                 );
             }
-            nt(&ga, &gb)
-                .extra(&g_table, RowMap::Modulo(5))
-                .with(kernel)
-                .to(&gpu, &c);
+            nt(&ga, &gb).extra(&g_table, RowMap::Modulo(5)).with(kernel).to(gpu, &c);
             let want: Vec<f64> = (0..m * n)
                 .map(|e| plain[e] + table[(e / n % 5) * n + e % n] as f64)
                 .collect();
-            check(&gpu, "modulo", &c, &want, 2e-6);
+            check(gpu, "modulo", &c, &want, 2e-6);
         }
     }
 }
@@ -137,7 +141,10 @@ pub(super) fn gelu(x: f64) -> f64 {
 
 #[test]
 fn batches_column_ranges_and_groups() {
-    let gpu = gpu();
+    places(&gpu(), &KERNELS);
+}
+
+pub(super) fn places(gpu: &Gpu, kernels: &[Kernel]) {
     let (e, m, n, k) = (3, 7, 10, 12);
     let (a, w, bias) = (normals(1, m * k), normals(2, e * n * k), normals(3, e * n));
     let (ga, gw, gb) = (
@@ -146,10 +153,10 @@ fn batches_column_ranges_and_groups() {
         gpu.upload_f32(&bias, [e, n]),
     );
     let one = |i: usize| product(&f64s(&a), &f64s(&w[i * n * k..][..n * k]), [m, n, k], false, true);
-    for kernel in KERNELS {
+    for &kernel in kernels {
         // The same rows through an ensemble of weights.
         let c = gpu.f32([e, m, n]);
-        nt(Mat::from(&ga).repeat(e), &gw).bias(&gb).with(kernel).to(&gpu, &c);
+        nt(Mat::from(&ga).repeat(e), &gw).bias(&gb).with(kernel).to(gpu, &c);
         let want: Vec<f64> = (0..e)
             .flat_map(|i| {
                 one(i)
@@ -160,7 +167,7 @@ fn batches_column_ranges_and_groups() {
             })
             .map(|(i, x, v)| v + bias[i * n + x % n] as f64)
             .collect();
-        check(&gpu, "batch", &c, &want, 2e-6);
+        check(gpu, "batch", &c, &want, 2e-6);
 
         // A range of columns of A, written to a range of columns of C.
         let wide = gpu.upload_f32(&vec![7.0; m * 20], [m, 20]);
@@ -169,7 +176,7 @@ fn batches_column_ranges_and_groups() {
             Mat::from(&gw.view([e * n, k])).row_range(2, 10).columns(4, 8),
         )
         .with(kernel)
-        .to(&gpu, Mat::from(&wide).columns(3, 10));
+        .to(gpu, Mat::from(&wide).columns(3, 10));
         let part = |r: usize, j: usize| {
             (4..12)
                 .map(|x| a[r * k + x] as f64 * w[(2 + j) * k + x] as f64)
@@ -184,7 +191,7 @@ fn batches_column_ranges_and_groups() {
                 }
             })
             .collect();
-        check(&gpu, "columns", &wide, &want, 2e-6);
+        check(gpu, "columns", &wide, &want, 2e-6);
 
         // Two products of different sizes in one launch.
         let out = gpu.upload_f32(&vec![0.0; 200], [10, 20]);
@@ -195,10 +202,7 @@ fn batches_column_ranges_and_groups() {
             max_n: 7,
             products: 3.0 * 4.0 * 12.0 + 70.0,
         };
-        nt(&ga, &gw.view([e * n, k]))
-            .grouped(groups)
-            .with(kernel)
-            .to(&gpu, &out);
+        nt(&ga, &gw.view([e * n, k])).grouped(groups).with(kernel).to(gpu, &out);
         let mut want = vec![0.0; 200];
         for i in 0..3 {
             for j in 0..4 {
@@ -212,13 +216,16 @@ fn batches_column_ranges_and_groups() {
                     .sum();
             }
         }
-        check(&gpu, "groups", &out, &want, 2e-6);
+        check(gpu, "groups", &out, &want, 2e-6);
     }
 }
 
 #[test]
 fn half_precision_storage() {
-    let gpu = gpu();
+    halves(&gpu(), &KERNELS);
+}
+
+pub(super) fn halves(gpu: &Gpu, kernels: &[Kernel]) {
     if !gpu.caps().f16 {
         return;
     }
@@ -230,21 +237,21 @@ fn half_precision_storage() {
         gpu.upload_as(&a, DType::F16, [m, k]),
         gpu.upload_as(&b, DType::F16, [n, k]),
     );
-    for kernel in KERNELS {
+    for &kernel in kernels {
         // Half in, float out: exact to f32 rounding. Half out: half's rounding.
         let c = gpu.f32([m, n]);
-        nt(&ga, &gb).with(kernel).to(&gpu, &c);
-        check(&gpu, "f16 in", &c, &want, 2e-6);
+        nt(&ga, &gb).with(kernel).to(gpu, &c);
+        check(gpu, "f16 in", &c, &want, 2e-6);
         let c = gpu.alloc(DType::F16, [m, n]);
-        nt(&ga, &gb).with(kernel).to(&gpu, &c);
-        check(&gpu, "f16 out", &c, &want, 6e-4);
+        nt(&ga, &gb).with(kernel).to(gpu, &c);
+        check(gpu, "f16 out", &c, &want, 6e-4);
         // A float residual on a half product.
         let r = normals(3, m * n);
         let residual = gpu.upload_f32(&r, [m, n]);
         let want: Vec<f64> = want.iter().zip(&r).map(|(x, &y)| x + y as f64).collect();
         let c = gpu.alloc(DType::F16, [m, n]);
-        nt(&ga, &gb).with(kernel).residual(&residual).to(&gpu, &c);
-        check(&gpu, "f16 out, f32 residual", &c, &want, 6e-4);
+        nt(&ga, &gb).with(kernel).residual(&residual).to(gpu, &c);
+        check(gpu, "f16 out, f32 residual", &c, &want, 6e-4);
     }
 }
 
