@@ -15,11 +15,11 @@ const LOAD: u32 = 4457;
 fn kernel(load: &str, of: &str) -> (Module, ModuleInfo) {
     let source = format!(
         "enable wgpu_cooperative_matrix; enable f16;\n\
-         alias A = coop_mat8x8<{of}, A>; alias B = coop_mat8x8<{of}, B>; alias C = coop_mat8x8<f32, C>;\n\
+         alias MatrixA = coop_mat8x8<{of}, A>; alias MatrixB = coop_mat8x8<{of}, B>; alias MatrixC = coop_mat8x8<f32, C>;\n\
          @group(0) @binding(0) var<storage, read_write> c: array<f32>;\n\
          var<workgroup> a: array<{of}, 64>; var<workgroup> s: array<f32, 64>;\n\
          @compute @workgroup_size(32) fn k() {{\n\
-             let m = {load}<A>(&a[0], 8u); let n = {load}<B>(&a[0], 8u); var t = {load}<C>(&s[0], 8u);\n\
+             let m = {load}<MatrixA>(&a[0], 8u); let n = {load}<MatrixB>(&a[0], 8u); var t = {load}<MatrixC>(&s[0], 8u);\n\
              t = coopMultiplyAdd(m, n, t); coopStoreT(t, &c[0], 8u);\n}}"
     );
     let all = Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;

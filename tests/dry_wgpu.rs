@@ -70,12 +70,15 @@ fn check(caps: Caps) {
         "hand-written kernels too"
     );
     // Large tiles wherever they fit, and matrix units wherever there are some.
-    let entry = |name| kernels.iter().any(|k| k.entry == name);
+    let entry = |name| kernels.iter().any(|k| k.entry.starts_with(name));
     let caps = gpu.caps();
     let room = !caps.software && caps.max_shared_bytes >= 16 << 10;
     let all_on_matrices = caps.cooperative.is_some_and(|m| m.floats.is_some());
     assert_eq!(entry("gemm_blocked"), room && !all_on_matrices);
     assert_eq!(entry("gemm_cooperative"), caps.cooperative.is_some());
+    // No scores in memory where a block of them fits into shared memory.
+    let blocks_of_scores = !caps.software && caps.max_shared_bytes >= 32 << 10;
+    assert_eq!(entry("flash_wide_forward"), blocks_of_scores);
     let halves = kernels.iter().filter(|k| k.source.contains("enable f16")).count();
     assert_eq!(halves > 20, gpu.caps().f16, "{halves} kernels in f16");
 }

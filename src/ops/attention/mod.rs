@@ -20,8 +20,8 @@
 //! Dao et al. 2022 for the recomputation from `lse`.
 //!
 //! Cost (per query-key pair and head): forward `4K` FLOPs, backward `10K`. Three implementations: `native` is CUDA C++
-//! for tensor cores (bf16), `flash` keeps scores in registers (small heads), `materialised` writes them out and uses the
-//! matrix product (any head).
+//! for tensor cores (bf16), `flash` keeps scores in registers (heads up to 32) or in shared memory (up to 256, on GPUs
+//! that wgpu drives), `materialised` writes them out and uses the matrix product (any head).
 
 mod flash;
 mod materialised;
@@ -235,7 +235,7 @@ impl<'a> Keys<'a> {
 pub enum Method {
     /// CUDA's tensor cores, scores in registers; bf16 heads of an even size up to 256.
     Native,
-    /// Scores stay in registers; heads up to 32 elements.
+    /// Scores stay in registers (heads up to 32 elements), or in shared memory (up to 256, on GPUs that wgpu drives).
     Flash,
     /// Scores in memory.
     Materialised,
@@ -274,7 +274,7 @@ impl Attention {
         self.method.unwrap_or_else(|| {
             if native::takes(gpu, self.heads, operands, results) {
                 Method::Native
-            } else if self.heads.dim <= flash::MAX_DIM {
+            } else if flash::takes(gpu.caps(), self.heads.dim) {
                 Method::Flash
             } else {
                 Method::Materialised

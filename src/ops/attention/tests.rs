@@ -163,6 +163,7 @@ pub(super) fn run(gpu: &Gpu, c: &Case, method: Method, precision: Precision) -> 
     let stored = |seed, n| -> Vec<f32> {
         let values = normals(seed, n);
         match dtype {
+            DType::F16 => values.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect(),
             DType::Bf16 => values.iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect(),
             _ => values,
         }
@@ -250,6 +251,78 @@ fn flash_meets_float64() {
     for (q, kv, dim) in [(8, 1, 16), (4, 2, 24), (2, 2, 6)] {
         run(&gpu(), &case(q, kv, dim), Method::Flash, F32);
     }
+}
+
+/// More queries and keys than a block of either, and none at all.
+fn long_case(q: usize, kv: usize, dim: usize) -> Case {
+    let sequence = |q_row0, q_rows, k_row0, k_rows, own_rows| Sequence {
+        q_row0,
+        q_rows,
+        k_row0,
+        k_rows,
+        own_row0: q_row0,
+        own_rows,
+    };
+    Case {
+        heads: Heads { q, kv, dim },
+        q_rows: 73,
+        cache_rows: 150,
+        sequences: vec![sequence(1, 70, 5, 140, 70), sequence(72, 1, 0, 3, 0)],
+    }
+}
+
+#[test]
+fn wide_heads_in_shared_memory_meet_float64() {
+    for (q, kv, dim) in [(8, 1, 40), (3, 3, 72), (2, 1, 256), (2, 2, 33)] {
+        run(&gpu(), &case(q, kv, dim), Method::Flash, F32);
+    }
+    run(&gpu(), &long_case(2, 1, 72), Method::Flash, F32);
+}
+
+#[test]
+fn wide_heads_in_f16_meet_float64() {
+    let halves = Precision {
+        dtype: DType::F16,
+        gradients: DType::F32,
+        o: 6e-4,
+        lse: 3e-6,
+        gradient: 2e-3,
+    };
+    if gpu().caps().f16 {
+        run(&gpu(), &case(4, 2, 72), Method::Flash, halves);
+    }
+}
+
+#[test]
+fn the_device_decides_about_wide_heads() {
+    use crate::gpu::{Api, Caps};
+    let method = |caps: Caps, dim: usize| {
+        let gpu = Gpu::null(caps);
+        let rows = gpu.f32([4, 3 * dim]);
+        Attention::new(Heads { q: 1, kv: 1, dim }).method(&gpu, &[Columns::all(&rows).operand()], &[])
+    };
+    let able = Caps {
+        api: Api::Vulkan,
+        cuda_arch: None,
+        max_units: 256,
+        max_shared_bytes: 32 << 10,
+        ..Caps::planning()
+    };
+    for (dim, want) in [
+        (32, Method::Flash),
+        (72, Method::Flash),
+        (256, Method::Flash),
+        (257, Method::Materialised),
+    ] {
+        assert_eq!(method(able.clone(), dim), want, "{dim}");
+    }
+    let small = Caps {
+        max_shared_bytes: 16 << 10,
+        ..able.clone()
+    };
+    assert_eq!(method(small, 72), Method::Materialised);
+    let software = Caps { software: true, ..able };
+    assert_eq!(method(software, 72), Method::Materialised);
 }
 
 #[test]

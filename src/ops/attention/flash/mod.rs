@@ -1,5 +1,5 @@
 //! Attention with scores in registers: one unit per query (or per key, for dk and dv), keys passed around by
-//! broadcast. For heads up to [`MAX_DIM`]; larger ones do not fit into registers.
+//! broadcast. For heads up to [`MAX_DIM`]; larger ones do not fit into registers, and have passes of their own.
 //!
 //! A workgroup is one plane. It walks over the keys of its sequence a plane at a time: each unit loads one key, and
 //! every unit then meets all of them: by register broadcast where planes are known, else through shared memory.
@@ -8,6 +8,7 @@ mod forward;
 mod keys;
 mod queries;
 mod registers;
+mod wide;
 
 use cubecl::prelude::*;
 use forward::flash_forward;
@@ -16,10 +17,10 @@ use queries::flash_backward_queries;
 
 use super::{Attention, Columns, KeyPlan, Keys, Plan, Saved};
 use crate::gpu::launch::launch;
-use crate::gpu::{Cost, Gpu, Tensor};
+use crate::gpu::{Caps, Cost, Gpu, Tensor};
 use crate::ops::pair::storage;
 
-/// Largest head this implementation takes.
+/// Largest head whose scores stay in registers; wider ones go to [`wide`].
 pub const MAX_DIM: usize = 32;
 /// Queries of one unit in the forward pass: more of them share each loaded key.
 const QUERIES: usize = 2;
@@ -68,6 +69,11 @@ impl Form {
     }
 }
 
+/// Does this implementation serve heads of this width on such a device?
+pub(super) fn takes(caps: &Caps, dim: usize) -> bool {
+    dim <= MAX_DIM || wide::takes(caps, dim)
+}
+
 /// May the heads in these columns be moved as pairs?
 fn wide(gpu: &Gpu, rows: &Tensor, columns: &[usize], dim: usize) -> bool {
     gpu.caps().wide_loads
@@ -93,6 +99,9 @@ pub(super) fn forward(
     lse: Option<&Tensor>,
 ) {
     let dim = a.heads.dim;
+    if dim > MAX_DIM {
+        return wide::forward(gpu, a, plan, q, keys, own, o, lse);
+    }
     let second = own.unwrap_or(keys);
     let form = Form {
         own: own.is_some(),
@@ -148,6 +157,9 @@ pub(super) fn backward_queries(
     delta: &Tensor,
 ) {
     let dim = a.heads.dim;
+    if dim > MAX_DIM {
+        return wide::backward_queries(gpu, a, plan, q, keys, own, saved, d_o, dq, delta);
+    }
     let second = own.unwrap_or(keys);
     let form = Form {
         own: own.is_some(),
@@ -222,6 +234,9 @@ pub(super) fn backward_keys(
     add: bool,
 ) {
     let dim = a.heads.dim;
+    if dim > MAX_DIM {
+        return wide::backward_keys(gpu, a, plan, q, keys, saved, d_o, delta, dkeys, add);
+    }
     let form = Form {
         add,
         wide_q: wide(gpu, q.rows, &[q.column], dim),
