@@ -289,7 +289,7 @@ fn later_formats_are_refused_by_name() {
     let folder = begin(dir.path(), later).unwrap().commit(1).unwrap();
     let message = open(&folder).unwrap_err().to_string();
     assert!(
-        message.contains("has format 3, but this version reads up to 2"),
+        message.contains("has format 4, but this version reads up to 3"),
         "{message}"
     );
 }

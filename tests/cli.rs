@@ -93,16 +93,26 @@ fn plan_knows_what_costs_memory() {
     assert!(peak(&["--set=memory.remat=full"]) < peak(&["--set=memory.remat=mlp"]));
     assert!(peak(&["--set=acrlpd.use_ema=false"]) < full);
     assert!(peak(&["--set=acrlpd.freeze=[\"vision\"]"]) < full);
-    // Lion has no second moment: four bytes less for every parameter.
+    // Lion has no second moment: four bytes less for every parameter that learns.
     let all = plan(&[])["parameters"].as_u64().expect("a number");
+    let rows = plan(&[])["prompt_rows"].as_u64().expect("a number");
+    let (never, width) = (257_152 - rows, 2048);
+    let learning = all - never * width;
     let saved = full - peak(&["--set=optimizer.actor.kind=lion", "--set=optimizer.critic.kind=lion"]);
     assert!(
-        (saved as f64 / (4 * all) as f64 - 1.0).abs() < 1e-3,
-        "{saved} bytes of {all} parameters"
+        (saved as f64 / (4 * learning) as f64 - 1.0).abs() < 1e-3,
+        "{saved} bytes of {learning} parameters that learn"
+    );
+    // Of the rows that never occur, gradient, two moments and average; of those that do, weights twice.
+    let dense = peak(&["--set=memory.prompt_states=dense"]) - full;
+    let table = width * (16 * never - 4 * rows);
+    assert!(
+        (dense as f64 / table as f64 - 1.0).abs() < 1e-3,
+        "{dense} bytes for {table}"
     );
     // Two moments of 8 bytes become two codes and two scales for every 256 values.
     let saved = full - peak(&["--set=memory.moments=blockwise8"]);
-    let pi0 = all as f64 * (8.0 - 2.0 * 260.0 / 256.0);
+    let pi0 = learning as f64 * (8.0 - 2.0 * 260.0 / 256.0);
     assert!(
         saved as f64 > 0.9 * pi0 && saved as f64 <= pi0,
         "{saved} bytes of {pi0}"

@@ -40,7 +40,7 @@ pub const CRITIC_V: &str = "critic_v/";
 pub const TEMPERATURE: &str = "temperature/";
 
 /// Version of this layout.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// `state.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub struct RunState {
     pub skipped: u64,
     /// When it was saved, in seconds since 1970 (UTC).
     pub saved_unix_s: u64,
+    /// Rows of the prompt table that the moments of it are of, in their order; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_rows: Option<Vec<u32>>,
 }
 
 impl RunState {
@@ -71,6 +74,7 @@ impl RunState {
             version: env!("CARGO_PKG_VERSION").into(),
             skipped: 0,
             saved_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            prompt_rows: None,
         }
     }
 

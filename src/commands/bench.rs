@@ -66,7 +66,8 @@ fn step(args: &StepArgs) -> Outcome {
         }
         None => {
             let source = Source::open(&config, None, |_, _| ())?;
-            let learner = setup::learner(&Gpu::open(args.device.choice())?, &config)?;
+            let with_room = source.with_room(&config, None)?;
+            let learner = setup::learner(&Gpu::open(args.device.choice())?, &with_room)?;
             learner.init(config.seed);
             let batch = source.builder.build(&source.sampler.draw(0, config.batch_size))?;
             (learner, setup::collator(&config).micro_batches(0, &batch))

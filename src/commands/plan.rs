@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use acrlpd::config::Config;
 use acrlpd::files;
+use acrlpd::model::tables::{self, Pi0Units};
 use acrlpd::train::TrainError;
 use acrlpd::train::plan::map::Group;
 use acrlpd::train::plan::{self, Plan, cards, fit, svg};
+use acrlpd::train::recipe;
 
 use super::Outcome;
 use super::flags::{ConfigFlags, MemoryFlag, size};
@@ -56,6 +58,12 @@ pub fn run(args: &Args) -> Outcome {
         println!("{}", serde_json::to_string_pretty(&plan)?);
     } else {
         print(args, &plan);
+        let dims = config.pi0_dims();
+        let table = config.freeze().mark(tables::pi0(&dims));
+        let learns = table.units[Pi0Units::new(&dims).embedding()].groups[0].learns;
+        if let (true, Err(why)) = (learns, recipe::prompt_rows(&config)) {
+            println!("every row of the prompt table has states: {why}");
+        }
         print_map(&plan);
     }
     if let Some(path) = &args.svg {
@@ -131,6 +139,9 @@ fn print(args: &Args, plan: &Plan) {
         plan.parameters as f64 / 1e6,
         number(plan.tflop_per_sample)
     );
+    if let Some(rows) = plan.prompt_rows {
+        println!("prompt table: room for {rows} rows that learn, those that occur");
+    }
     if speed.is_some() {
         println!(
             "at least {} ms a step at these rates (each phase as its slower of the two)",

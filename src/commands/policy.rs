@@ -57,7 +57,7 @@ impl PolicyFlags {
             snapshot::check(&config.pi0_dims(), ema)?;
         }
         let gpu = Gpu::open(self.device.choice())?;
-        let learner = setup::learner(&gpu, &config)?;
+        let learner = setup::learner_for(&gpu, &config, &saved)?;
         snapshot::restore(&learner, &saved)?;
         if let Some(ema) = &ema {
             snapshot::load(&learner, ema, |_, _| ())?;

@@ -50,6 +50,7 @@ impl Config {
         self.critics(&mut rules);
         self.actor(&mut rules);
         self.optimizers(&mut rules);
+        rules.at_least_one("memory.prompt_rows", self.memory.prompt_rows);
         self.dataset(&mut rules);
         rules
     }

@@ -150,6 +150,8 @@ impl Default for Memory {
             remat: None,
             ema_on_host: None,
             moments: None,
+            prompt_states: PromptStates::Touched,
+            prompt_rows: 1024,
         }
     }
 }

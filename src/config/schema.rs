@@ -231,6 +231,10 @@ pub struct Memory {
     pub ema_on_host: Option<bool>,
     /// How π₀'s optimizer moments are kept.
     pub moments: Option<Moments>,
+    /// Rows of the prompt table that have a gradient, moments and an average.
+    pub prompt_states: PromptStates,
+    /// Rows of "touched" there is room for, at least.
+    pub prompt_rows: usize,
 }
 
 /// `[data]`: the dataset and how it is read.
@@ -383,6 +387,14 @@ spellings! {
         Float32 = "float32",
         /// 8 bits each, with a scale for every 256.
         Blockwise8 = "blockwise8",
+    }
+}
+spellings! {
+    /// Rows of the prompt table that can learn.
+    PromptStates {
+        /// Those that have occurred.
+        Touched = "touched",
+        Dense = "dense",
     }
 }
 spellings! {

@@ -2,6 +2,7 @@
 //!
 //! Shapes: B batch, H horizon, A the model's action width, L tokens, S pixels. All buffers are row-major.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::chunks::ChunkRule;
@@ -10,7 +11,7 @@ use super::repack::Vector;
 use super::resize::resize_with_pad;
 use super::sampler::StartFrames;
 use super::transforms::{DataTransforms, Normalizer, pad_into};
-use super::{CameraSpec, DataError, DataSpec, Dataset, NormStats, PromptTokenizer};
+use super::{CameraSpec, DataError, DataSpec, Dataset, NormStats, PromptSource, PromptTokenizer};
 
 /// B chunks with the observations before and after them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -163,6 +164,23 @@ impl BatchBuilder {
         let rewarded =
             |e: &EpisodeLabels| (0..self.chunk_rule.starts(e)).any(|t| self.chunk_rule.cut(e, t).reward != 0.0);
         self.episodes.iter().any(rewarded)
+    }
+
+    /// Every token that a prompt of the dataset can have, and perhaps more.
+    ///
+    /// # Errors
+    /// Prompts that cannot be made.
+    pub fn prompt_tokens(&self) -> Result<BTreeSet<u32>, DataError> {
+        let tasks = &self.dataset.info().tasks;
+        let tasks = tasks.iter().map(String::as_str);
+        let texts: Vec<&str> = match &self.spec.prompt {
+            PromptSource::Text(text) => vec![text.as_str()],
+            PromptSource::Task => tasks.collect(),
+            PromptSource::TaskOr(text) => tasks.chain([text.as_str()]).collect(),
+        };
+        let state = self.spec.state_in_prompt.then_some(self.state_vector.width());
+        let ids = self.tokenizer.ids_of(&texts, state)?;
+        Ok(ids.into_iter().map(|id| id as u32).collect())
     }
 
     /// The batch of the chunks that begin at the global frames `starts`, `[B]`, each inside an episode.

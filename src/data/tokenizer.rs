@@ -7,6 +7,7 @@
 //!
 //! In both, the text is stripped and its underscores and newlines become spaces. Source: openpi `models/tokenizer.py`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,8 @@ pub struct PromptTokenizer {
     bos: i32,
     /// One more than the largest id that a prompt can have.
     ids: usize,
+    /// Pieces of which the numbers of a state can consist.
+    numbers: Vec<i32>,
     warned: AtomicBool,
 }
 
@@ -87,10 +90,13 @@ impl PromptTokenizer {
         let last = ids.fold(bos, u32::max);
         let bound = |id: u32| i32::try_from(id).map_err(|_| format!("a piece has the id {id}, which is too large"));
         bound(last)?;
+        let numbers = definition.model.vocab().iter().filter(|piece| in_numbers(&piece.bytes));
+        let numbers = numbers.map(|piece| piece.id as i32).collect();
         Ok(PromptTokenizer {
             pieces: Kitoken::from_definition(definition).map_err(|e| e.to_string())?,
             bos: bound(bos)?,
             ids: last as usize + 1,
+            numbers,
             warned: AtomicBool::new(false),
         })
     }
@@ -105,6 +111,46 @@ impl PromptTokenizer {
     /// # Errors
     /// [`DataError::Prompt`] if the model has no way to write a part of the text.
     pub fn prompt(&self, text: &str, state: Option<&[f64]>, len: usize) -> Result<TokenizedPrompt, DataError> {
+        let mut tokens = self.whole(text, state)?;
+        let untruncated = tokens.len();
+        if untruncated > len && !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "a prompt of {untruncated} tokens is cut to {len}: {text:?}; raise token_len to keep all of it"
+            );
+        }
+        let mut mask = vec![true; untruncated.min(len)];
+        mask.resize(len, false);
+        tokens.resize(len, PAD);
+        Ok(TokenizedPrompt {
+            tokens,
+            mask,
+            untruncated,
+        })
+    }
+
+    /// Every id that prompts of these texts can have, whatever their `state` coordinates are (π₀: none), and perhaps more.
+    ///
+    /// # Errors
+    /// As [`PromptTokenizer::prompt`].
+    pub fn ids_of(&self, texts: &[&str], state: Option<usize>) -> Result<BTreeSet<i32>, DataError> {
+        let mut ids = BTreeSet::new();
+        let state = state.map(|width| vec![0.0; width]);
+        for text in texts {
+            ids.extend(self.whole(text, state.as_deref())?);
+        }
+        if let (Some(mut state), Some(text)) = (state, texts.first()) {
+            // Every number at the start and the end of a state; between them only pieces of numbers can stand.
+            ids.extend(&self.numbers);
+            for step in -1..256 {
+                state.fill(f64::from(step) / BINS_PER_UNIT - 1.0);
+                ids.extend(self.whole(text, Some(&state))?);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The prompt, neither cut nor padded.
+    fn whole(&self, text: &str, state: Option<&[f64]>) -> Result<Vec<i32>, DataError> {
         let clean = strip(text).replace(['_', '\n'], " ");
         let parts = match state {
             None => vec![clean, "\n".to_owned()],
@@ -122,21 +168,15 @@ impl PromptTokenizer {
             })?;
             tokens.extend(ids.into_iter().map(|id| id as i32));
         }
-        let untruncated = tokens.len();
-        if untruncated > len && !self.warned.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                "a prompt of {untruncated} tokens is cut to {len}: {text:?}; raise token_len to keep all of it"
-            );
-        }
-        let mut mask = vec![true; untruncated.min(len)];
-        mask.resize(len, false);
-        tokens.resize(len, PAD);
-        Ok(TokenizedPrompt {
-            tokens,
-            mask,
-            untruncated,
-        })
+        Ok(tokens)
     }
+}
+
+/// Whether a piece can occur in numbers with single spaces between them.
+fn in_numbers(piece: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(piece).replace('\u{2581}', " ");
+    let fits = text.chars().all(|c| c.is_ascii_digit() || c == ' ' || c == '-');
+    fits && !text.contains("  ") && !text.contains("--")
 }
 
 /// The id of the token that begins a sequence: the one the tokenizer puts there itself, else one of the usual names.
@@ -193,6 +233,35 @@ mod tests {
             (9.0, 255),
         ] {
             assert_eq!(bin(x), expected, "{x:e}");
+        }
+    }
+
+    #[test]
+    fn ids_of_texts_are_those_of_every_prompt() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tokenizer/tiny_paligemma.model");
+        let tokenizer = PromptTokenizer::from_file(path).expect("the shipped tokenizer");
+        let texts = ["fold the box", "put the_cup on 12 plates; then wait"];
+        let plain = tokenizer.ids_of(&texts, None).expect("ids");
+        let ids = tokenizer.ids_of(&texts, Some(3)).expect("ids");
+        assert!(
+            plain.len() < ids.len() && ids.len() < tokenizer.ids(),
+            "{} of {}",
+            ids.len(),
+            tokenizer.ids()
+        );
+        for text in texts {
+            assert!(
+                tokenizer
+                    .whole(text, None)
+                    .expect("ids")
+                    .iter()
+                    .all(|id| plain.contains(id))
+            );
+            for i in 0..2000 {
+                let state = [1, 7, 13].map(|factor| f64::from(i * factor % 259) / BINS_PER_UNIT - 1.01);
+                let prompt = tokenizer.whole(text, Some(&state)).expect("ids");
+                assert!(prompt.iter().all(|id| ids.contains(id)), "{state:?}");
+            }
         }
     }
 

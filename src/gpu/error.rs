@@ -52,6 +52,12 @@ pub enum GpuError {
         /// What to do about it.
         advice: String,
     },
+    /// More rows of the prompt table would learn than there is memory for.
+    #[error(
+        "prompts have more than the {rows} different tokens that can learn; raise memory.prompt_rows, or set \
+         memory.prompt_states = \"dense\""
+    )]
+    PromptRows { rows: usize },
     /// A kernel did not compile, or the driver refused a launch.
     #[error("{device} failed while running the step: {why}")]
     Launch { device: String, why: String },

@@ -95,7 +95,7 @@ pub struct ActionHeads {
 #[derive(Clone)]
 pub struct Pi0Params {
     pub vision: Vision,
-    /// The prompt table, in parts: (first row, `[rows, D]`).
+    /// The prompt table, in parts: (first row, `[rows, D]`); the rows that learn apart from it come behind it.
     pub embedding: Vec<(usize, Tensor)>,
     pub language: Vec<GemmaBlock>,
     pub language_norm: Norm,

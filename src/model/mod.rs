@@ -1,6 +1,7 @@
 //! Pure networks: sizes, parameters, forward and backward. No training, no files, no ranks.
 //!
 //! - [`dims`], [`tables`], [`params`], [`bind`]: how large, called what, where in memory, as which matrices.
+//! - [`lookup`]: the prompt table, of which only rows that have occurred learn.
 //! - [`freeze`]: which parameters learn, and how far gradients have to travel for them.
 //! - [`projection`]: a weight matrix with its low-rank adapter, forward and backward.
 //! - [`merge`]: adapters into the matrices they are for.
@@ -18,6 +19,7 @@ pub mod flow_time;
 pub mod freeze;
 pub mod gemma;
 pub mod layout;
+pub mod lookup;
 pub mod merge;
 pub mod params;
 pub mod prefix;

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+pub use super::lookup::{LookedUp, Touched};
 pub use super::store::{ParamStore, Scope};
 use crate::gpu::Caps;
 use crate::ops::blockwise;
@@ -206,54 +207,66 @@ pub struct Placement {
     /// Elements of each page. Pages of groups that learn come first.
     pub(super) pages: Vec<usize>,
     pub(super) learning: usize,
+    /// Pages of f32 weights: those of groups that learn, and of the table of which rows do.
+    pub(super) whole: usize,
     /// `[unit][group]` -> parts; more than one only where a group exceeds what a kernel may bind.
     pub(super) parts: Vec<Vec<Vec<Part>>>,
+    /// The unit that is looked up, and the rows of it that learn if it does not do so as a whole.
+    pub(super) looked_up: Option<usize>,
+    pub(super) touched: Option<Touched>,
 }
 
 impl Placement {
     /// Places `table` for a device. Groups that do not learn get pages of their own, so that gradients and optimizer
     /// states need memory for the others only.
     pub fn new(table: Arc<ParamTable>, caps: &Caps) -> Placement {
+        Placement::with_lookup(table, caps, None)
+    }
+
+    /// The same with a table that is looked up: the last of what learns, on pages of its own, so that everything else
+    /// lies where it does whether all or some of its rows learn.
+    pub fn with_lookup(table: Arc<ParamTable>, caps: &Caps, looked_up: Option<LookedUp>) -> Placement {
+        let looked_up = looked_up.filter(|l| table.units[l.unit].groups[0].learns);
+        let is_table = |unit: usize| looked_up.is_some_and(|l| l.unit == unit);
+        let rows = looked_up.and_then(|l| l.rows);
         // Largest element type first: every store of this placement must fit.
         let most_page = (caps.max_page_bytes / 4) as usize / ALIGN * ALIGN;
         let most_part = ((caps.max_binding_bytes - caps.alignment) / 4) as usize;
         let mut pages: Vec<usize> = vec![0];
         let places = |unit: &Unit| vec![Vec::new(); unit.groups.len()];
         let mut parts: Vec<Vec<Vec<Part>>> = table.units.iter().map(places).collect();
-        let mut learning = 0;
-        for pass in [true, false] {
-            for (unit, of_unit) in table.units.iter().zip(&mut parts) {
-                let groups = unit.groups.iter().zip(of_unit);
-                for (group, of_group) in groups.filter(|(group, _)| group.learns == pass) {
-                    let rows = group.shape[0];
-                    let row = group.len() / rows.max(1);
-                    // Parts end on aligned elements where rows allow it, so that they follow each other closely.
-                    let granule = ALIGN / gcd(row, ALIGN);
-                    let fitting = (most_part.min(most_page) / row.max(1)).clamp(1, rows.max(1));
-                    let whole = fitting >= rows || fitting < granule;
-                    let rows_per_part = if whole { fitting } else { fitting / granule * granule };
-                    for first_row in (0..rows).step_by(rows_per_part) {
-                        let rows = rows_per_part.min(rows - first_row);
-                        let len = (rows * row).next_multiple_of(ALIGN);
-                        if pages[pages.len() - 1] + len > most_page {
-                            pages.push(0);
-                        }
-                        let page = pages.len() - 1;
-                        of_group.push(Part {
-                            page,
-                            offset: pages[page],
-                            first_row,
-                            rows,
-                        });
-                        pages[page] += len;
-                    }
+        let of_group = |group: &Group, pages: &mut Vec<usize>| {
+            let rows = group.shape[0];
+            place(rows, group.len() / rows.max(1), most_page, most_part, pages)
+        };
+        let all = |parts: &mut Vec<Vec<Vec<Part>>>, pages: &mut Vec<usize>, learns: bool| {
+            for (u, unit) in table.units.iter().enumerate().filter(|(u, _)| !is_table(*u)) {
+                for (g, group) in unit.groups.iter().enumerate().filter(|(_, g)| g.learns == learns) {
+                    parts[u][g] = of_group(group, pages);
                 }
             }
-            if pass {
-                learning = pages.len();
-                pages.push(0);
+        };
+        all(&mut parts, &mut pages, true);
+        let mut touched = None;
+        if let Some(l) = looked_up {
+            open(&mut pages);
+            let group = &table.units[l.unit].groups[0];
+            match rows {
+                None => parts[l.unit][0] = of_group(group, &mut pages),
+                Some(capacity) => {
+                    let parts = place(capacity, group.shape[1], most_page, most_part, &mut pages);
+                    touched = Some(Touched::new(l.unit, group.shape[0], capacity, parts));
+                }
             }
         }
+        let learning = pages.len();
+        pages.push(0);
+        if let Some(l) = looked_up.filter(|_| rows.is_some()) {
+            parts[l.unit][0] = of_group(&table.units[l.unit].groups[0], &mut pages);
+            pages.push(0);
+        }
+        let whole = pages.len() - 1;
+        all(&mut parts, &mut pages, false);
         if pages.last() == Some(&0) {
             pages.pop();
         }
@@ -261,7 +274,10 @@ impl Placement {
             table,
             pages,
             learning,
+            whole,
             parts,
+            looked_up: looked_up.map(|l| l.unit),
+            touched,
         }
     }
 
@@ -314,6 +330,39 @@ impl Placement {
         }
         out
     }
+}
+
+/// Starts a page, unless the last one is empty.
+fn open(pages: &mut Vec<usize>) {
+    if pages.last() != Some(&0) {
+        pages.push(0);
+    }
+}
+
+/// Places a matrix `[rows, row]` behind what is placed already.
+fn place(rows: usize, row: usize, most_page: usize, most_part: usize, pages: &mut Vec<usize>) -> Vec<Part> {
+    // Parts end on aligned elements where rows allow it, so that they follow each other closely.
+    let granule = ALIGN / gcd(row, ALIGN);
+    let fitting = (most_part.min(most_page) / row.max(1)).clamp(1, rows.max(1));
+    let whole = fitting >= rows || fitting < granule;
+    let rows_per_part = if whole { fitting } else { fitting / granule * granule };
+    let mut parts = Vec::new();
+    for first_row in (0..rows).step_by(rows_per_part) {
+        let rows = rows_per_part.min(rows - first_row);
+        let len = (rows * row).next_multiple_of(ALIGN);
+        if pages[pages.len() - 1] + len > most_page {
+            pages.push(0);
+        }
+        let page = pages.len() - 1;
+        parts.push(Part {
+            page,
+            offset: pages[page],
+            first_row,
+            rows,
+        });
+        pages[page] += len;
+    }
+    parts
 }
 
 fn gcd(a: usize, b: usize) -> usize {

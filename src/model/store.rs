@@ -13,10 +13,10 @@ use crate::ops::split::{self, Kept, Values};
 
 /// Memory for one value per parameter: weights, or gradients, or a moment, …
 pub struct ParamStore {
-    placement: Arc<Placement>,
+    pub(super) placement: Arc<Placement>,
     /// Pages held; those of groups that do not learn may be missing at the end.
-    pages: Vec<Tensor>,
-    /// Low halves of the values of each page that learns, where the pages hold the high ones.
+    pub(super) pages: Vec<Tensor>,
+    /// Low halves of the values of each page that learns, or of which rows do, where the pages hold the high ones.
     low: Option<Vec<Tensor>>,
     /// Which moment the pages hold in blocks of 8 bits, if they do, and what is written of each in part.
     blocks: Option<(Moment, Vec<Open>)>,
@@ -55,12 +55,12 @@ impl ParamStore {
         }
     }
 
-    /// Values of all groups, set to zero. Those that learn are f32 in two halves ([`split`]): [`ParamStore::group`] and
+    /// Values of all groups, set to zero. Those that learn, or some rows of which do, are f32 in two halves ([`split`]): [`ParamStore::group`] and
     /// [`ParamStore::parts`] give the high ones, in bf16; everything else sees the f32 values. Those that do not learn
     /// have the high half alone: nothing of them will ever be too small for it.
     pub fn halves(gpu: &Gpu, placement: Arc<Placement>) -> ParamStore {
-        let learning = &placement.pages[..placement.learning.min(placement.pages.len())];
-        let low = gpu.owned("low halves", || pages(gpu, learning, DType::U16));
+        let whole = &placement.pages[..placement.whole.min(placement.pages.len())];
+        let low = gpu.owned("low halves", || pages(gpu, whole, DType::U16));
         let high = gpu.owned("high halves", || {
             ParamStore::new(gpu, placement, DType::Bf16, Scope::All)
         });
@@ -154,7 +154,7 @@ impl ParamStore {
         self.pages[page].slice(start, [len]).into()
     }
 
-    fn page(&self, page: usize) -> Values {
+    pub(super) fn page(&self, page: usize) -> Values {
         let len = self.placement.pages[page];
         let blocks = self.blocks.as_ref().map(|(moment, open)| {
             Kept::Blocks(Packed {
@@ -178,10 +178,12 @@ impl ParamStore {
         parts.iter().all(|p| p.page < self.held())
     }
 
-    /// All memory of a room's groups that is held here, padding included, in as few flat ranges as kernels may bind.
+    /// All memory of a room's groups that is held here, padding included, in as few flat ranges as kernels may bind;
+    /// without that of the unit that is looked up ([`ParamStore::looked_up`]), which belongs to the language room.
     pub fn room(&self, gpu: &Gpu, room: Room) -> Vec<Values> {
         let units = self.placement.table.units.iter().enumerate();
-        let of_room = units.filter(|(_, unit)| unit.room == room);
+        let looked_up = self.placement.looked_up;
+        let of_room = units.filter(|(u, unit)| unit.room == room && looked_up != Some(*u));
         let groups = of_room.flat_map(|(u, unit)| (0..unit.groups.len()).map(move |g| (u, g)));
         let held = groups.filter(|(u, g)| self.holds(*u, *g));
         let segments = self.placement.segments_of(held, gpu.caps());
@@ -214,41 +216,57 @@ impl ParamStore {
         self.pages[parts[0].page].slice(parts[0].offset, &shape[..])
     }
 
-    /// The rows of a group that one kernel may bind at a time: (first row, matrix).
+    /// The rows of a group that one kernel may bind at a time: (first row, matrix). Those of a table that learn come
+    /// behind it, as rows of higher numbers.
     pub fn parts(&self, unit: usize, group: usize) -> Vec<(usize, Tensor)> {
         let shape = &self.placement.table.units[unit].groups[group].shape;
+        let touched = self.touched_parts(unit);
         if !self.holds(unit, group) {
-            return Vec::new();
+            return touched;
         }
         let part_of = |p: &Part| {
             let mut dims = shape.clone();
             dims[0] = p.rows;
             (p.first_row, self.pages[p.page].slice(p.offset, &dims[..]))
         };
-        self.placement.parts[unit][group].iter().map(part_of).collect()
+        let parts = self.placement.parts[unit][group].iter().map(part_of);
+        parts.chain(touched).collect()
     }
 
-    /// Every named tensor that has memory here, as flat ranges, in order: (tensor, ranges).
+    /// Every named tensor that has memory here, as flat ranges, in order: (tensor, ranges). A table that learns in part is
+    /// one tensor with every row in its place where all of it is held, and elsewhere a tensor of the rows that learn.
     pub fn named(&self) -> Vec<(ParamTensor, Vec<Values>)> {
+        let units = 0..self.placement.table.units.len();
+        let of = |unit: usize| match self.placement.touched_of(unit) {
+            Some(touched) if self.holds(unit, 0) => {
+                let tensor = self.placement.table.units[unit].groups[0].tensors[0].clone();
+                vec![(tensor, self.spliced(touched, self))]
+            }
+            Some(touched) => vec![self.touched_tensor(touched)],
+            None => self.named_of(unit),
+        };
+        units.flat_map(of).collect()
+    }
+
+    /// The named tensors of one unit that are held.
+    pub(super) fn named_of(&self, unit: usize) -> Vec<(ParamTensor, Vec<Values>)> {
         let mut out = Vec::new();
-        for (u, unit) in self.placement.table.units.iter().enumerate() {
-            let groups = unit.groups.iter().enumerate();
-            for (g, group) in groups.filter(|(g, _)| self.holds(u, *g)) {
-                let row = group.len() / group.shape[0].max(1);
-                let mut first = 0;
-                for tensor in &group.tensors {
-                    let end = first + tensor.len();
-                    let mut ranges = Vec::new();
-                    for part in &self.placement.parts[u][g] {
-                        let (from, to) = (part.first_row * row, (part.first_row + part.rows) * row);
-                        let (a, b) = (first.max(from), end.min(to));
-                        if a < b {
-                            ranges.push(self.page(part.page).slice(part.offset + a - from, b - a));
-                        }
+        let groups = self.placement.table.units[unit].groups.iter().enumerate();
+        for (g, group) in groups.filter(|(g, _)| self.holds(unit, *g)) {
+            let row = group.len() / group.shape[0].max(1);
+            let mut first = 0;
+            for tensor in &group.tensors {
+                let end = first + tensor.len();
+                let mut ranges = Vec::new();
+                for part in &self.placement.parts[unit][g] {
+                    let (from, to) = (part.first_row * row, (part.first_row + part.rows) * row);
+                    let (a, b) = (first.max(from), end.min(to));
+                    if a < b {
+                        ranges.push(self.page(part.page).slice(part.offset + a - from, b - a));
                     }
-                    out.push((tensor.clone(), ranges));
-                    first = end;
                 }
+                out.push((tensor.clone(), ranges));
+                first = end;
             }
         }
         out
@@ -299,13 +317,20 @@ impl ParamStore {
         for (to, from) in self.pages.iter().zip(&other.pages) {
             for start in (0..to.len()).step_by(most) {
                 let n = most.min(to.len() - start);
-                let (from, to) = (from.slice(start, [n]), to.slice(start, [n]));
-                if self.dtype == DType::Bf16 {
-                    split::round(gpu, &from, &to);
-                } else {
-                    blocks::copy(gpu, Rect::rows(&from, n), Rect::rows(&to, n), 1, n, false);
-                }
+                self.convert(gpu, &from.slice(start, [n]), &to.slice(start, [n]).into());
             }
+        }
+    }
+
+    /// Converts f32 values to some of this store, in its way to hold them.
+    pub(super) fn convert(&self, gpu: &Gpu, from: &Tensor, to: &Values) {
+        if to.low.is_some() || self.dtype == DType::F32 {
+            to.copy_from(gpu, from);
+        } else if self.dtype == DType::Bf16 {
+            split::round(gpu, from, &to.high);
+        } else {
+            let n = from.len();
+            blocks::copy(gpu, Rect::rows(from, n), Rect::rows(&to.high, n), 1, n, false);
         }
     }
 

@@ -9,40 +9,86 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::fill;
 use super::lanes::{Lanes, load, load_words, total};
 use super::rows::{RowLayout, row_of_unit, team_sum};
 use super::split::{self, Values, whole_of};
+use super::{blocks, fill};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
 
 /// Elements summed into one.
 pub const ROW: usize = 1024;
 
+/// A matrix some of whose rows lie apart. Where neither `parts` nor `moved` has a row, it is zero.
+pub struct Scattered {
+    pub rows: usize,
+    pub width: usize,
+    /// (first row, flat values of some rows)
+    pub parts: Vec<(usize, Values)>,
+    /// (numbers of some rows, u32, and their flat values): these count in place of those in `parts`.
+    pub moved: Vec<(Tensor, Values)>,
+}
+
 /// `out [2]` = (Σ x², number of non-finite elements) over all the flat tensors, whole or in halves.
 pub fn squares<T>(gpu: &Gpu, xs: &[T], out: &Tensor)
 where
     Values: for<'a> From<&'a T>,
 {
+    squares_with(gpu, xs, None, out);
+}
+
+/// The same over a matrix too: one sum for each of its rows, then a tree over the rows in order, so that it does not matter
+/// where they lie, nor whether rows of zeros lie anywhere.
+pub fn squares_with<T>(gpu: &Gpu, xs: &[T], matrix: Option<&Scattered>, out: &Tensor)
+where
+    Values: for<'a> From<&'a T>,
+{
     let xs: Vec<Values> = xs.iter().map(Values::from).collect();
     let rows: usize = xs.iter().map(|x| x.len().div_ceil(ROW)).sum();
-    if rows == 0 {
+    let all = rows + usize::from(matrix.is_some());
+    if all == 0 {
         // Nothing learns: no row would write the partial sums.
         return fill::zero(gpu, out);
     }
-    let mut partial = gpu.f32([rows, 2]);
+    let partial = gpu.f32([all, 2]);
     let mut first = 0;
+    if let Some(matrix) = matrix {
+        squares_of_rows(gpu, matrix, &partial.rows(0..1));
+        first = 1;
+    }
     for x in &xs {
         let rows = x.len().div_ceil(ROW);
-        squares_of(gpu, x, &partial.rows(first..first + rows));
+        squares_of(gpu, x, ROW, &partial.rows(first..first + rows));
         first += rows;
     }
+    tree(gpu, partial, &out.view([1, 2]));
+}
+
+fn squares_of_rows(gpu: &Gpu, matrix: &Scattered, out: &Tensor) {
+    let partial = gpu.f32([matrix.rows, 2]);
+    if matrix.parts.is_empty() {
+        fill::zero(gpu, &partial);
+    }
+    for (first, x) in &matrix.parts {
+        let rows = x.len() / matrix.width;
+        squares_of(gpu, x, matrix.width, &partial.rows(*first..first + rows));
+    }
+    for (numbers, x) in &matrix.moved {
+        let sums = gpu.f32([numbers.len(), 2]);
+        squares_of(gpu, x, matrix.width, &sums);
+        blocks::scatter(gpu, &sums, numbers, &partial);
+    }
+    tree(gpu, partial, out);
+}
+
+/// Sums of pairs, [`ROW`] at a time, until one is left.
+fn tree(gpu: &Gpu, mut partial: Tensor, out: &Tensor) {
     while partial.dim(0) > ROW {
         let next = gpu.f32([partial.dim(0).div_ceil(ROW), 2]);
         pairs(gpu, &partial, &next);
         partial = next;
     }
-    pairs(gpu, &partial, &out.view([1, 2]));
+    pairs(gpu, &partial, out);
 }
 
 /// `out[0] (+)= factor · Σ_i weight[i] x[i]`, in the order of i; `weight` defaults to one.
@@ -59,13 +105,14 @@ pub fn weighted_sum(gpu: &Gpu, x: &Tensor, weight: Option<&Tensor>, factor: f32,
     );
 }
 
-fn squares_of(gpu: &Gpu, x: &Values, out: &Tensor) {
-    let rows = x.len().div_ceil(ROW);
+/// One pair for each `width` elements.
+fn squares_of(gpu: &Gpu, x: &Values, width: usize, out: &Tensor) {
+    let rows = x.len().div_ceil(width);
     let low = x.low.as_ref().unwrap_or(&x.high);
     let halves = x.low.is_some();
     // Halves in the vectors of whole numbers, so that both give the same sums.
-    let lanes = Lanes::pick(gpu, &[x.len()], &[&x.high, low]).at_most(4);
-    let layout = RowLayout::of_lanes(gpu, ROW, lanes);
+    let lanes = Lanes::pick(gpu, &[x.len(), width], &[&x.high, low]).at_most(4);
+    let layout = RowLayout::of_lanes(gpu, width, lanes);
     let types = if halves {
         [split::words(&x.high), split::words(low)]
     } else {
@@ -81,7 +128,7 @@ fn squares_of(gpu: &Gpu, x: &Values, out: &Tensor) {
         layout.count(gpu, rows),
         layout.dim(),
         [&x.high, low, out],
-        (rows, x.len(), layout, halves, lanes, types, lanes.sizes()),
+        (rows, width, x.len(), layout, halves, lanes, types, lanes.sizes()),
     );
 }
 
@@ -112,6 +159,7 @@ fn squares_kernel<X: Numeric, L: Numeric, W: Size, N: Size>(
     low: &View<Vector<L, W>>,
     out: &mut View<f32>,
     rows: usize,
+    width: usize,
     n: usize,
     #[comptime] layout: RowLayout,
     #[comptime] halves: bool,
@@ -120,11 +168,11 @@ fn squares_kernel<X: Numeric, L: Numeric, W: Size, N: Size>(
     #[define(W, N)] _sizes: [usize; 2],
 ) {
     let (row, unit) = row_of_unit(layout);
-    let end = min((row + 1) * ROW, n);
+    let end = min((row + 1) * width, n);
     let x_at = x.start();
     let mut sums = Vector::<f32, N>::zeroed();
     let mut bads = Vector::<f32, N>::zeroed();
-    let mut i = row * ROW + unit * lanes.count;
+    let mut i = row * width + unit * lanes.count;
     while i < end {
         let mut v = Vector::<f32, N>::empty();
         if comptime!(halves) {

@@ -64,7 +64,7 @@ pub fn act(learner: &Learner, observations: &Observations, noise: &[f32], record
     let n = noise.len() / (b * h * a);
     let net = learner.net();
     let everyone: Vec<usize> = (0..b).collect();
-    let layout = PrefixLayout::new(gpu, dims, &observations.masks(&everyone), 0);
+    let layout = PrefixLayout::new(gpu, dims, &learner.rows_of(observations.masks(&everyone)), 0);
     let kv_width = 2 * dims.attention().kv_width();
     let cache: Vec<Tensor> = (0..dims.depth)
         .map(|_| gpu.alloc(config.dtype, [layout.cache_rows, kv_width]))

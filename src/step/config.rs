@@ -105,6 +105,9 @@ pub struct StepConfig {
     pub moments: Format,
     /// Keep π₀'s average in the host's memory.
     pub ema_on_host: bool,
+    /// Rows of the prompt table that can learn, as those that occur do; `None`: all. Updates must leave rows that never
+    /// occurred as they are ([`lookup::stands_still`](crate::model::lookup::stands_still)) for both to be the same.
+    pub prompt_rows: Option<usize>,
 }
 
 impl StepConfig {

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use super::config::StepConfig;
 use super::optimizer;
-use crate::gpu::{DType, Gpu, Result, Tensor};
+use crate::gpu::{DType, Gpu, GpuError, Result, Tensor};
 use crate::model::bind::{CriticParams, Pi0Params};
 use crate::model::dims::{CriticDims, Pi0Dims};
 use crate::model::freeze::Reach;
-use crate::model::params::{Init, ParamStore, ParamTable, ParamTensor, Placement, Room, Scope};
+use crate::model::layout::ObservationMasks;
+use crate::model::params::{Init, LookedUp, ParamStore, ParamTable, ParamTensor, Placement, Room, Scope, Touched};
 use crate::model::prefix::Net;
-use crate::model::tables;
+use crate::model::tables::{self, Pi0Units};
 use crate::ops::blockwise::{Format, Moment};
 use crate::ops::optimizers::{Control, Optimizer};
 use crate::ops::{fill, rope};
@@ -70,7 +71,13 @@ impl Learner {
     /// [`Learner::load_critics`]. Fails if the device has no room.
     pub fn new(gpu: &Gpu, config: StepConfig, dims: Pi0Dims, critic_dims: CriticDims) -> Result<Learner> {
         let caps = gpu.caps();
-        let place = |table: ParamTable| Arc::new(Placement::new(Arc::new(table), caps));
+        let place = |table: ParamTable, looked_up: Option<LookedUp>| {
+            Arc::new(Placement::with_lookup(Arc::new(table), caps, looked_up))
+        };
+        let prompts = LookedUp {
+            unit: Pi0Units::new(&dims).embedding(),
+            rows: config.prompt_rows,
+        };
         // The critics are small: their moments stay whole.
         let group =
             |placement: Arc<Placement>, dtype: DType, optimizer: Optimizer, format: Format, average: Option<Scope>| {
@@ -102,7 +109,7 @@ impl Learner {
         let reach = Reach::of(&table, &dims);
         let mut pi0 = gpu.owned("π₀", || {
             group(
-                place(table),
+                place(table, Some(prompts)),
                 config.dtype,
                 config.pi0.optimizer,
                 config.moments,
@@ -115,7 +122,7 @@ impl Learner {
         }
         let critic = gpu.owned("critics", || {
             group(
-                place(tables::critic(&critic_dims)),
+                place(tables::critic(&critic_dims), None),
                 DType::F32,
                 config.critic.optimizer,
                 Format::Float32,
@@ -206,6 +213,55 @@ impl Learner {
         if let Some(compute) = &self.pi0.compute {
             compute.convert_from(&self.gpu, &self.pi0.weights);
         }
+    }
+
+    /// The rows of the prompt table that learn, if not all of them do.
+    pub fn touched(&self) -> Option<&Touched> {
+        self.pi0.weights.placement().touched()
+    }
+
+    /// Lets the prompt tokens of observations that are about to be learned from learn, those that do not yet. If there is
+    /// no room for one, the device refuses all further work.
+    pub fn touch(&self, masks: &ObservationMasks) {
+        let Some(touched) = self.touched() else { return };
+        let new = touched.missing(masks.prompts.iter().flatten().copied());
+        if new.is_empty() {
+            return;
+        }
+        let Some(slots) = touched.take(&new) else {
+            return self.gpu.fail(GpuError::PromptRows {
+                rows: touched.capacity(),
+            });
+        };
+        let pi0 = &self.pi0;
+        let others: Vec<&ParamStore> = pi0.compute.iter().chain(&pi0.average).collect();
+        ParamStore::move_rows(&self.gpu, &pi0.weights, &others, &new, slots);
+    }
+
+    /// Lets exactly the rows `ids` of the prompt table learn, in this order, with nothing learned yet; their weights are to
+    /// be loaded then. `false` if there is no room for so many.
+    pub fn touch_only(&self, ids: &[u32]) -> bool {
+        let Some(touched) = self.touched() else { return true };
+        touched.clear();
+        let pi0 = &self.pi0;
+        for store in [&pi0.weights, &pi0.grads, &pi0.m]
+            .into_iter()
+            .chain(&pi0.v)
+            .chain(&pi0.average)
+        {
+            store.clear_touched(&self.gpu);
+        }
+        touched.take(ids).is_some()
+    }
+
+    /// Observations with each prompt token as the row of the table in which it is found.
+    pub(super) fn rows_of(&self, mut masks: ObservationMasks) -> ObservationMasks {
+        if let Some(touched) = self.touched() {
+            for token in masks.prompts.iter_mut().flatten() {
+                *token = touched.row(*token);
+            }
+        }
+        masks
     }
 
     /// The network, for passes; what is made of weights is made again, as they may have changed.

@@ -2,6 +2,7 @@
 
 use super::learner::{CRITIC, Group, Learner, PI0, TEMPERATURE};
 use super::metrics::{Metrics, Slot};
+use crate::gpu::{Gpu, Tensor};
 use crate::model::params::{ParamStore, Room};
 use crate::ops::optimizers::{Flat, Optimizer, Update};
 use crate::ops::reduce;
@@ -25,12 +26,11 @@ pub fn update(learner: &Learner, metrics: &Metrics, step: u64, rates: Rates) {
     let gradients = metrics.gradients();
     let pi0 = config.updates_pi0(step);
     for (i, room) in Room::ALL.into_iter().enumerate() {
-        let of_room = match room {
-            Room::Critic => learner.critic.grads.room(gpu, room),
-            _ if pi0 => learner.pi0.grads.room(gpu, room),
-            _ => Vec::new(),
+        let store = match room {
+            Room::Critic => Some(&learner.critic.grads),
+            _ => Some(&learner.pi0.grads).filter(|_| pi0),
         };
-        reduce::squares(gpu, &of_room, &gradients.rows(i..i + 1));
+        squares(gpu, store, room, &gradients.rows(i..i + 1));
     }
     let of_temperature = learner.temperature.iter().filter(|_| pi0).map(|t| t.grad.clone());
     let out = gradients.rows(Room::ALL.len()..Room::ALL.len() + 1);
@@ -89,8 +89,16 @@ pub fn weight_norms(learner: &Learner, metrics: &Metrics) {
         } else {
             &learner.pi0
         };
-        reduce::squares(gpu, &group.weights.room(gpu, room), &out.rows(i..i + 1));
+        squares(gpu, Some(&group.weights), room, &out.rows(i..i + 1));
     }
+}
+
+/// `out [1, 2]`: Σ x² and the non-finite elements of a room.
+fn squares(gpu: &Gpu, store: Option<&ParamStore>, room: Room, out: &Tensor) {
+    let flat = store.map_or(Vec::new(), |store| store.room(gpu, room));
+    let prompts = store.filter(|_| room == Room::Language);
+    let prompts = prompts.and_then(|store| store.looked_up(gpu));
+    reduce::squares_with(gpu, &flat, prompts.as_ref(), out);
 }
 
 fn apply(learner: &Learner, group: &Group, index: usize, optimizer: Optimizer, update: Update) {

@@ -81,7 +81,12 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     };
 
     // ---- Observations: who is where. Keys of s, (for comparison: of s again,) of s' lie in one cache per layer.
+    let learns = actors + cloned > 0;
     let masks = batch.current.masks(&everyone);
+    if learns && learner.reach.embedding {
+        learner.touch(&masks);
+    }
+    let masks = learner.rows_of(masks);
     let layout = PrefixLayout::new(gpu, dims, &masks, 0);
     let own = config
         .separate_prefixes
@@ -89,7 +94,7 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     let learned_lines = layout.cache_rows + own.as_ref().map_or(0, |l| l.cache_rows);
     let (alone, shared) = who.boots.split_at(who.alone);
     let current_of = |&i: &usize| batch.next_is[i].expect("a shared prefix has an owner");
-    let next_layout = PrefixLayout::new(gpu, dims, &batch.next.masks(alone), learned_lines);
+    let next_layout = PrefixLayout::new(gpu, dims, &learner.rows_of(batch.next.masks(alone)), learned_lines);
     let kv_width = 2 * dims.attention().kv_width();
     let lines = learned_lines + next_layout.cache_rows;
     let per_layer = |rows: usize, dtype: DType| -> Vec<Tensor> {
@@ -100,7 +105,6 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     // ---- Prefix of s (kept for backward) and of s' (only keys, values and features remain).
     let images = batch.current.images(gpu, dims.image_size, &everyone);
     let state = gpu.upload_f32(&batch.current.state, [b, a]);
-    let learns = actors + cloned > 0;
     let options = PassOptions {
         keep: learns.then_some(config.remat),
         depth: config.features.depth(),

@@ -112,7 +112,7 @@ pub fn replay(gpu: &Gpu, group: &Path) -> Result<(Content, Diagnosis)> {
         &content.cameras,
         &config.pi0_dims(),
     )?;
-    let learner = setup::learner(gpu, &config)?;
+    let learner = setup::learner_for(gpu, &config, &saved)?;
     snapshot::restore(&learner, &saved)?;
     let diagnosis = diagnose::diagnose(&learner, &setup::collator(&config), content.step, &batch)?;
     Ok((content, diagnosis))

@@ -30,6 +30,7 @@ mod lock;
 pub mod metrics;
 pub mod phases;
 pub mod plan;
+mod prompt_rows;
 pub mod recipe;
 pub mod row;
 mod run;

@@ -1,6 +1,7 @@
 //! What a configuration means for the step.
 
-use crate::config::{self, ActorObjective, Config, CriticLoss, QAggregation};
+use crate::config::{self, ActorObjective, Config, CriticLoss, PromptStates, QAggregation};
+use crate::model::lookup;
 use crate::model::remat::Remat;
 use crate::ops::blockwise::Format;
 use crate::ops::ensemble::Aggregate;
@@ -62,7 +63,27 @@ pub fn step_config(config: &Config) -> StepConfig {
             config::Moments::Float32 => Format::Float32,
             config::Moments::Blockwise8 => Format::Blockwise8,
         },
+        prompt_rows: prompt_rows(config).ok(),
     }
+}
+
+/// How many rows of the prompt table can learn, as those that occur do; if all of them do, why.
+pub fn prompt_rows(config: &Config) -> Result<usize, String> {
+    let (lr, decay) = (config.acrlpd.actor_lr, config.optimizer.actor.weight_decay);
+    let (rows, vocab) = (config.memory.prompt_rows, config.pi0_dims().vocab);
+    if config.memory.prompt_states == PromptStates::Dense {
+        return Err("memory.prompt_states is \"dense\"".into());
+    }
+    if !lookup::stands_still(lr, decay) {
+        let product = lr * decay;
+        return Err(format!(
+            "acrlpd.actor_lr times optimizer.actor.weight_decay is {product:.1e}, which moves rows that never occur"
+        ));
+    }
+    if rows >= vocab {
+        return Err(format!("memory.prompt_rows = {rows} is all of its {vocab} rows"));
+    }
+    Ok(rows)
 }
 
 /// The learning rates of update number `step`, counted from 0.

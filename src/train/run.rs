@@ -132,9 +132,10 @@ pub fn run(options: &Options, stop: &Stop, observer: &mut dyn Observer) -> Resul
 
     observer.stage("device");
     let gpu = Gpu::open(options.device)?;
-    let plan = plan::plan(config, gpu.caps().clone(), PLANNED_TOKENS)?;
+    let with_room = source.with_room(config, saved.as_ref())?;
+    let plan = plan::plan(&with_room, gpu.caps().clone(), PLANNED_TOKENS)?;
     reserve(&gpu, &plan, options)?;
-    let learner = setup::learner(&gpu, config)?;
+    let learner = setup::learner(&gpu, &with_room)?;
     observer.stage("weights");
     match &saved {
         Some(saved) => snapshot::restore(&learner, saved)?,

@@ -7,6 +7,7 @@ use super::collate::Collator;
 use super::error::{Result, TrainError};
 use super::feed::Feed;
 use super::recipe;
+use crate::checkpoint::Saved;
 use crate::config::Config;
 use crate::data::{
     self, BatchBuilder, ChunkBatch, DataError, Dataset, EpisodeSplit, Loader, NormStats, PromptTokenizer, Sampler,
@@ -69,6 +70,20 @@ impl Source {
         })
     }
 
+    /// The configuration with room for every prompt token of the dataset to learn, and for those that learn in `saved`.
+    ///
+    /// # Errors
+    /// Prompts that cannot be made.
+    pub fn with_room(&self, config: &Config, saved: Option<&Saved>) -> Result<Config> {
+        let mut tokens = self.builder.prompt_tokens()?;
+        tokens.extend(
+            saved
+                .iter()
+                .flat_map(|saved| saved.state().prompt_rows.iter().flatten()),
+        );
+        Ok(with_rows(config, tokens.len()))
+    }
+
     /// The batch of step `step` (from 0), as training sees it.
     ///
     /// # Errors
@@ -123,6 +138,22 @@ pub fn collator(config: &Config) -> Collator {
         dropout: config.critic.dropout_rate,
         share_prefixes: config.acrlpd.chain_batches > 1,
     }
+}
+
+/// The configuration with room for `rows` rows of the prompt table to learn, or more.
+fn with_rows(config: &Config, rows: usize) -> Config {
+    let mut config = config.clone();
+    config.memory.prompt_rows = config.memory.prompt_rows.max(rows);
+    config
+}
+
+/// [`learner`] with room for what `saved` holds.
+///
+/// # Errors
+/// As [`learner`].
+pub fn learner_for(gpu: &Gpu, config: &Config, saved: &Saved) -> Result<Learner> {
+    let rows = saved.state().prompt_rows.as_ref().map_or(0, Vec::len);
+    learner(gpu, &with_rows(config, rows))
 }
 
 /// A learner of the configured sizes on `gpu`; its weights are not set yet.

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use super::error::Result;
+use super::prompt_rows::PromptRows;
 use crate::checkpoint::{Background, CheckpointError, RunState, Saved, Saving, Weights, state};
 use crate::config::Config;
 use crate::data::NormStats;
 use crate::gpu::{Gpu, Tensor};
 use crate::model::dims::{Adapters, Pi0Dims};
 use crate::model::merge;
-use crate::model::params::{ParamStore, ParamTensor};
+use crate::model::params::{ParamStore, ParamTensor, Touched};
 use crate::model::tables;
 use crate::ops::split::Values;
 use crate::step::Learner;
@@ -39,6 +40,7 @@ pub fn save(learner: &Learner, identity: &Identity<'_>, step: u64, skipped: u64)
     let Identity { dir, config, stats } = identity;
     let mut state = RunState::now(step, config.seed, &config.name);
     state.skipped = skipped;
+    state.prompt_rows = learner.touched().map(Touched::ids);
     let draft = Background::begin(dir, state, room())?;
     let gpu = &learner.gpu;
     let (pi0, critic) = (&learner.pi0, &learner.critic);
@@ -92,9 +94,10 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
         critic.check(&table(&learner.critic.weights), section)?;
     }
     let moments = moments(learner);
+    let prompts = PromptRows::new(learner, saved);
     for (section, store) in &moments {
         for (name, shape) in names(section, store) {
-            optimizer.values(&name, &shape)?;
+            optimizer.values(&name, &prompts.stored_shape(section, &name, shape))?;
         }
     }
     let ema = match &learner.pi0.average {
@@ -108,17 +111,19 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
     if let Some(ema) = &ema {
         ema.check(&table(&learner.pi0.weights), "")?;
     }
+    let rows = prompts.to_learn(&params, ema.as_ref(), &optimizer)?;
 
+    learner.touch_only(&rows);
     load(learner, &params, |_, _| ())?;
     if let (Some(average), Some(ema)) = (&learner.pi0.average, &ema) {
-        fill(gpu, average, |t| ema.tensor(t))?;
+        fill(gpu, average, |t| prompts.average(ema, t))?;
     }
     fill(gpu, &learner.critic.weights, |t| in_section(&critic, state::ONLINE, t))?;
     if let Some(targets) = &learner.critic.average {
         fill(gpu, targets, |t| in_section(&critic, state::TARGET, t))?;
     }
     for (section, store) in &moments {
-        fill(gpu, store, |t| in_section(&optimizer, section, t))?;
+        fill(gpu, store, |t| prompts.moment(&optimizer, section, t))?;
     }
     if let Some(temperature) = &learner.temperature {
         for (name, tensor) in numbers(temperature) {
@@ -254,13 +259,11 @@ fn write_tensor(gpu: &Gpu, draft: &Background, name: &str, ranges: &[Values]) ->
     Ok(())
 }
 
-/// The whole model with averaged weights: what is frozen has no average and is its own.
+/// The whole model with averaged weights: what does not learn has no average and is its own.
 fn write_average(gpu: &Gpu, draft: &Background, weights: &ParamStore, average: &ParamStore) -> Result<()> {
-    let mut averaged = average.named().into_iter().peekable();
     draft.tensors(state::EMA, names("", weights));
-    for (tensor, ranges) in weights.named() {
-        let own = averaged.next_if(|(t, _)| t.name == tensor.name);
-        write_tensor(gpu, draft, &tensor.name, own.as_ref().map_or(&ranges, |(_, r)| r))?;
+    for (tensor, ranges) in weights.named_with(average) {
+        write_tensor(gpu, draft, &tensor.name, &ranges)?;
     }
     draft.keep();
     Ok(())

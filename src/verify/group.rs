@@ -113,6 +113,7 @@ impl TrainingGroup {
             ema_decay: Some(h("ema_decay")?),
             actor_update_freq: 1,
             dtype: DType::F32,
+            prompt_rows: None,
         })
     }
 

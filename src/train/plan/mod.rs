@@ -21,6 +21,7 @@ use super::setup;
 use crate::config::Config;
 use crate::gpu::{Caps, Gpu, Record, WRITTEN};
 use crate::model::layout::ObservationMasks;
+use crate::model::params::Touched;
 use crate::ops::augmentations::{self, Drawn};
 use crate::ops::image::Jitter;
 use crate::step::act::{self, Recorded};
@@ -53,6 +54,8 @@ pub struct Plan {
     /// Useful floating point operations of losses and gradients; the optimizer is not in it.
     pub tflop_per_sample: f64,
     pub launches: u64,
+    /// Rows of the prompt table that can learn; absent: all do, or none.
+    pub prompt_rows: Option<usize>,
     /// Most bytes of the arenas in use at once, and what they are: weights, gradients and optimizer states; activations
     /// and workspaces.
     pub peak_bytes: u64,
@@ -97,6 +100,8 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
     });
     let batch = config.batch_size;
     let tokens = prompt_tokens.min(learner.dims.max_token_len);
+    // That tokens occur for the first time is not what a step costs.
+    learner.touch(&fullest(config, tokens, 1).current.masks);
     let micro_batch = |tokens: usize, chain: usize| -> Result<Record> {
         metrics.clear(&gpu);
         gpu.take_record();
@@ -144,6 +149,7 @@ pub fn plan(config: &Config, caps: Caps, prompt_tokens: usize) -> Result<Plan> {
         parameters: learner.pi0.weights.placement().table().len() + learner.critic.weights.placement().table().len(),
         tflop_per_sample: learning.map(|p| p.tflop).sum::<f64>() / batch as f64,
         launches: record.total().launches,
+        prompt_rows: learner.touched().map(Touched::capacity),
         peak_bytes: states + scratch,
         state_bytes: states,
         activation_bytes: scratch,
@@ -207,6 +213,9 @@ pub fn fullest(config: &Config, tokens: usize, chain: usize) -> MicroBatch {
         .iter()
         .map(|c| config.data.cameras.contains_key(c))
         .collect();
+    // As many different tokens as can be.
+    let rows = config.memory.prompt_rows.min(dims.vocab);
+    let prompt: Vec<u32> = (0..tokens).map(|i| (i % rows) as u32).collect();
     let observations = || {
         let pictures = b * present.iter().filter(|p| **p).count();
         let area = dims.image_size * dims.image_size * 3;
@@ -217,7 +226,7 @@ pub fn fullest(config: &Config, tokens: usize, chain: usize) -> MicroBatch {
         Observations {
             masks: ObservationMasks {
                 cameras: vec![present.clone(); b],
-                prompts: vec![vec![0; tokens]; b],
+                prompts: vec![prompt.clone(); b],
             },
             pictures: Pictures::Bytes {
                 bytes: vec![0; pictures * area],
