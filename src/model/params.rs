@@ -214,18 +214,30 @@ pub struct Placement {
     /// The unit that is looked up, and the rows of it that learn if it does not do so as a whole.
     pub(super) looked_up: Option<usize>,
     pub(super) touched: Option<Touched>,
+    /// (unit, group) of what has no place.
+    pub(super) unused: Vec<(usize, usize)>,
+}
+
+/// Parts of a network that are placed in their own way.
+#[derive(Clone, Debug, Default)]
+pub struct Special {
+    /// A table that is looked up: the last of what learns, on pages of its own, so that everything else lies where it does
+    /// whether all or some of its rows learn.
+    pub looked_up: Option<LookedUp>,
+    /// (unit, group) of what nothing computes with: stores keep it on the host, and it does not learn.
+    pub unused: Vec<(usize, usize)>,
 }
 
 impl Placement {
     /// Places `table` for a device. Groups that do not learn get pages of their own, so that gradients and optimizer
     /// states need memory for the others only.
     pub fn new(table: Arc<ParamTable>, caps: &Caps) -> Placement {
-        Placement::with_lookup(table, caps, None)
+        Placement::with(table, caps, Special::default())
     }
 
-    /// The same with a table that is looked up: the last of what learns, on pages of its own, so that everything else
-    /// lies where it does whether all or some of its rows learn.
-    pub fn with_lookup(table: Arc<ParamTable>, caps: &Caps, looked_up: Option<LookedUp>) -> Placement {
+    /// The same with parts that are placed in their own way.
+    pub fn with(table: Arc<ParamTable>, caps: &Caps, special: Special) -> Placement {
+        let Special { looked_up, unused } = special;
         let looked_up = looked_up.filter(|l| table.units[l.unit].groups[0].learns);
         let is_table = |unit: usize| looked_up.is_some_and(|l| l.unit == unit);
         let rows = looked_up.and_then(|l| l.rows);
@@ -241,7 +253,8 @@ impl Placement {
         };
         let all = |parts: &mut Vec<Vec<Vec<Part>>>, pages: &mut Vec<usize>, learns: bool| {
             for (u, unit) in table.units.iter().enumerate().filter(|(u, _)| !is_table(*u)) {
-                for (g, group) in unit.groups.iter().enumerate().filter(|(_, g)| g.learns == learns) {
+                let groups = unit.groups.iter().enumerate().filter(|(_, g)| g.learns == learns);
+                for (g, group) in groups.filter(|(g, _)| !unused.contains(&(u, *g))) {
                     parts[u][g] = of_group(group, pages);
                 }
             }
@@ -278,6 +291,7 @@ impl Placement {
             parts,
             looked_up: looked_up.map(|l| l.unit),
             touched,
+            unused,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Memory of parameters: one value each, of a placement's layout.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::params::{ALIGN, ParamTensor, Part, Placement, Room};
 use crate::gpu::{DType, Gpu, Result, Tensor};
@@ -23,6 +23,10 @@ pub struct ParamStore {
     /// The pages, where they are in the host's memory.
     host: Option<Arc<HostAverage>>,
     dtype: DType,
+    /// Values of what has no place on the device, by name; absent: zero.
+    kept: RwLock<HashMap<String, Vec<f32>>>,
+    /// Does it hold all units?
+    all: bool,
     /// Stands for groups without memory.
     absent: Tensor,
 }
@@ -51,6 +55,8 @@ impl ParamStore {
             host: None,
             placement,
             dtype,
+            kept: RwLock::default(),
+            all: scope == Scope::All,
             absent,
         }
     }
@@ -82,6 +88,8 @@ impl ParamStore {
             blocks: Some((moment, vec![Open::default(); words.len()])),
             host: None,
             dtype: DType::U32,
+            kept: RwLock::default(),
+            all: false,
             absent: gpu.alloc_in(gpu.states(), DType::U32, [0]),
             placement,
         };
@@ -101,6 +109,8 @@ impl ParamStore {
             low: None,
             blocks: None,
             dtype: DType::F32,
+            kept: RwLock::default(),
+            all: false,
             absent: gpu.alloc_in(gpu.states(), DType::F32, [0]),
             placement,
         })
@@ -197,7 +207,7 @@ impl ParamStore {
     pub fn group(&self, unit: usize, group: usize) -> Tensor {
         let parts = &self.placement.parts[unit][group];
         let shape = &self.placement.table.units[unit].groups[group].shape;
-        if !self.holds(unit, group) {
+        if !self.holds(unit, group) || parts.is_empty() {
             return self.absent.clone();
         }
         if let [part] = parts[..] {
@@ -233,6 +243,20 @@ impl ParamStore {
         parts.chain(touched).collect()
     }
 
+    /// Tensors that are kept on the host, because nothing computes with them.
+    pub fn kept(&self) -> Vec<ParamTensor> {
+        let unused = self.placement.unused.iter().filter(|_| self.all);
+        let tensors = unused.flat_map(|&(unit, group)| &self.placement.table.units[unit].groups[group].tensors);
+        tensors.cloned().collect()
+    }
+
+    /// Values of a tensor that is kept.
+    pub fn kept_values(&self, tensor: &ParamTensor) -> Vec<f32> {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        let zeros = || vec![0.0; tensor.len()];
+        kept.get(&tensor.name).cloned().unwrap_or_else(zeros)
+    }
+
     /// Every named tensor that has memory here, as flat ranges, in order: (tensor, ranges). A table that learns in part is
     /// one tensor with every row in its place where all of it is held, and elsewhere a tensor of the rows that learn.
     pub fn named(&self) -> Vec<(ParamTensor, Vec<Values>)> {
@@ -252,7 +276,8 @@ impl ParamStore {
     pub(super) fn named_of(&self, unit: usize) -> Vec<(ParamTensor, Vec<Values>)> {
         let mut out = Vec::new();
         let groups = self.placement.table.units[unit].groups.iter().enumerate();
-        for (g, group) in groups.filter(|(g, _)| self.holds(unit, *g)) {
+        let unused = &self.placement.unused;
+        for (g, group) in groups.filter(|(g, _)| self.holds(unit, *g) && !unused.contains(&(unit, *g))) {
             let row = group.len() / group.shape[0].max(1);
             let mut first = 0;
             for tensor in &group.tensors {
@@ -282,6 +307,10 @@ impl ParamStore {
             }
             out.insert(tensor.name, values);
         }
+        for tensor in self.kept() {
+            let values = self.kept_values(&tensor);
+            out.insert(tensor.name, values);
+        }
         Ok(out)
     }
 
@@ -297,11 +326,19 @@ impl ParamStore {
         order: impl Fn(&ParamTensor) -> K,
         mut values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>,
     ) {
-        let mut all = self.named();
+        let named = self.named().into_iter().map(|(tensor, ranges)| (tensor, Some(ranges)));
+        let mut all: Vec<_> = named
+            .chain(self.kept().into_iter().map(|tensor| (tensor, None)))
+            .collect();
         all.sort_by_cached_key(|(tensor, _)| order(tensor));
         for (tensor, ranges) in all {
             let Some(values) = values(&tensor) else { continue };
             assert_eq!(values.len(), tensor.len(), "{}", tensor.name);
+            let Some(ranges) = ranges else {
+                let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+                kept.insert(tensor.name, values);
+                continue;
+            };
             let mut at = 0;
             for range in ranges {
                 range.write(gpu, &values[at..at + range.len()]);

@@ -140,6 +140,17 @@ pub fn pi0(d: &Pi0Dims) -> ParamTable {
     ParamTable { units }
 }
 
+/// What nothing uses where of the last language layer only keys and values are, as (unit, group): all of it but its norm
+/// and q | k | v, and the norm behind it.
+pub fn unused(d: &Pi0Dims) -> Vec<(usize, usize)> {
+    let units = Pi0Units::new(d);
+    let last = units.language(d.depth - 1);
+    (2..6)
+        .map(|group| (last, group))
+        .chain([(units.language_norm(), 0)])
+        .collect()
+}
+
 fn vision_block(d: &Pi0Dims, i: usize) -> Unit {
     let (w, f) = (d.vision.width, d.vision.mlp);
     let p = format!("{VISION}encoder.layers.{i}.");

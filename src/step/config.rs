@@ -108,6 +108,9 @@ pub struct StepConfig {
     /// Rows of the prompt table that can learn, as those that occur do; `None`: all. Updates must leave rows that never
     /// occurred as they are ([`lookup::stands_still`](crate::model::lookup::stands_still)) for both to be the same.
     pub prompt_rows: Option<usize>,
+    /// Keep parameters that nothing computes with on the host, where they stay as they are. Updates must do the same
+    /// to be the same.
+    pub unused_on_host: bool,
 }
 
 impl StepConfig {

@@ -9,8 +9,10 @@ use crate::model::bind::{CriticParams, Pi0Params};
 use crate::model::dims::{CriticDims, Pi0Dims};
 use crate::model::freeze::Reach;
 use crate::model::layout::ObservationMasks;
-use crate::model::params::{Init, LookedUp, ParamStore, ParamTable, ParamTensor, Placement, Room, Scope, Touched};
-use crate::model::prefix::Net;
+use crate::model::params::{
+    Init, LookedUp, ParamStore, ParamTable, ParamTensor, Placement, Room, Scope, Special, Touched,
+};
+use crate::model::prefix::{Depth, Net};
 use crate::model::tables::{self, Pi0Units};
 use crate::ops::blockwise::{Format, Moment};
 use crate::ops::optimizers::{Control, Optimizer};
@@ -71,12 +73,16 @@ impl Learner {
     /// [`Learner::load_critics`]. Fails if the device has no room.
     pub fn new(gpu: &Gpu, config: StepConfig, dims: Pi0Dims, critic_dims: CriticDims) -> Result<Learner> {
         let caps = gpu.caps();
-        let place = |table: ParamTable, looked_up: Option<LookedUp>| {
-            Arc::new(Placement::with_lookup(Arc::new(table), caps, looked_up))
-        };
+        let place = |table: ParamTable, special: Special| Arc::new(Placement::with(Arc::new(table), caps, special));
         let prompts = LookedUp {
             unit: Pi0Units::new(&dims).embedding(),
             rows: config.prompt_rows,
+        };
+        // Adapters of the language stream change what its matrices are.
+        let off = config.unused_on_host && config.features.depth() == Depth::KeysOnly && dims.lora.language.is_none();
+        let special = Special {
+            looked_up: Some(prompts),
+            unused: if off { tables::unused(&dims) } else { Vec::new() },
         };
         // The critics are small: their moments stay whole.
         let group =
@@ -109,7 +115,7 @@ impl Learner {
         let reach = Reach::of(&table, &dims);
         let mut pi0 = gpu.owned("π₀", || {
             group(
-                place(table, Some(prompts)),
+                place(table, special),
                 config.dtype,
                 config.pi0.optimizer,
                 config.moments,
@@ -122,7 +128,7 @@ impl Learner {
         }
         let critic = gpu.owned("critics", || {
             group(
-                place(tables::critic(&critic_dims), None),
+                place(tables::critic(&critic_dims), Special::default()),
                 DType::F32,
                 config.critic.optimizer,
                 Format::Float32,

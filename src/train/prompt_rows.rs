@@ -18,6 +18,8 @@ pub(super) struct PromptRows<'a> {
     table: ParamTensor,
     /// The rows whose moments were saved; `None`: all.
     saved: Option<&'a [u32]>,
+    /// Names of parameters that nothing may have computed with.
+    unused: Vec<String>,
 }
 
 type Read = Result<Vec<f32>, CheckpointError>;
@@ -25,9 +27,13 @@ type Read = Result<Vec<f32>, CheckpointError>;
 impl<'a> PromptRows<'a> {
     pub fn new(learner: &'a Learner, saved: &'a Saved) -> PromptRows<'a> {
         let unit = Pi0Units::new(&learner.dims).embedding();
+        let all = tables::pi0(&learner.dims);
+        let unused = tables::unused(&learner.dims).into_iter();
+        let unused = unused.flat_map(|(unit, group)| &all.units[unit].groups[group].tensors);
         PromptRows {
             learner,
-            table: tables::pi0(&learner.dims).units[unit].groups[0].tensors[0].clone(),
+            table: all.units[unit].groups[0].tensors[0].clone(),
+            unused: unused.map(|tensor| tensor.name.clone()).collect(),
             saved: saved.state().prompt_rows.as_deref(),
         }
     }
@@ -40,6 +46,29 @@ impl<'a> PromptRows<'a> {
         let mut shape = self.table.shape.clone();
         shape[0] = self.saved.map_or(shape[0], <[u32]>::len);
         shape
+    }
+
+    /// Whether moment `name` was not saved because nothing computed with the parameter: it is zero then.
+    pub fn is_unused(&self, optimizer: &Weights, section: &str, name: &str) -> bool {
+        let of_pi0 = [state::PI0_M, state::PI0_V].contains(&section);
+        let unused = |name: &str| self.unused.iter().any(|unused| unused == name);
+        of_pi0 && name.strip_prefix(section).is_some_and(unused) && !optimizer.iter().any(|t| t.name == name)
+    }
+
+    /// Whether moments were saved, and are not zero, of parameters that the learner keeps on the host.
+    ///
+    /// # Errors
+    /// Tensors that cannot be read.
+    pub fn leaves_moments(&self, optimizer: &Weights) -> Result<bool> {
+        for tensor in self.learner.pi0.weights.kept() {
+            let name = format!("{}{}", state::PI0_M, tensor.name);
+            if optimizer.iter().any(|t| t.name == name)
+                && optimizer.values(&name, &tensor.shape)?.iter().any(|v| *v != 0.0)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The rows that must learn for the learner to be what was saved: those with moments, or an average of their own.
@@ -93,6 +122,9 @@ impl<'a> PromptRows<'a> {
     /// A moment, as the learner's store has it.
     pub fn moment(&self, optimizer: &Weights, section: &str, tensor: &ParamTensor) -> Read {
         let name = format!("{section}{}", tensor.name);
+        if self.is_unused(optimizer, section, &name) {
+            return Ok(vec![0.0; tensor.len()]);
+        }
         let values = optimizer.values(&name, &self.stored_shape(section, &name, tensor.shape.clone()))?;
         if tensor.name != self.table.name {
             return Ok(values);

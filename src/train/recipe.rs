@@ -64,6 +64,7 @@ pub fn step_config(config: &Config) -> StepConfig {
             config::Moments::Blockwise8 => Format::Blockwise8,
         },
         prompt_rows: prompt_rows(config).ok(),
+        unused_on_host: lookup::stands_still(a.actor_lr, config.optimizer.actor.weight_decay),
     }
 }
 

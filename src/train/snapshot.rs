@@ -97,7 +97,9 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
     let prompts = PromptRows::new(learner, saved);
     for (section, store) in &moments {
         for (name, shape) in names(section, store) {
-            optimizer.values(&name, &prompts.stored_shape(section, &name, shape))?;
+            if !prompts.is_unused(&optimizer, section, &name) {
+                optimizer.values(&name, &prompts.stored_shape(section, &name, shape))?;
+            }
         }
     }
     let ema = match &learner.pi0.average {
@@ -110,6 +112,11 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
     };
     if let Some(ema) = &ema {
         ema.check(&table(&learner.pi0.weights), "")?;
+    }
+    if prompts.leaves_moments(&optimizer)? {
+        tracing::warn!(
+            "the checkpoint has moments of parameters that nothing computes with now; they and their average are left out"
+        );
     }
     let rows = prompts.to_learn(&params, ema.as_ref(), &optimizer)?;
 
@@ -229,10 +236,10 @@ fn numbers(t: &Temperature) -> Vec<(String, &Tensor)> {
         .collect()
 }
 
-/// Names and shapes of the tensors a store has memory for.
+/// Names and shapes of the tensors a store holds.
 fn names(section: &str, store: &ParamStore) -> Vec<(String, Vec<usize>)> {
-    let named = store.named().into_iter();
-    named.map(|(t, _)| (format!("{section}{}", t.name), t.shape)).collect()
+    let tensors = store.named().into_iter().map(|(tensor, _)| tensor).chain(store.kept());
+    tensors.map(|t| (format!("{section}{}", t.name), t.shape)).collect()
 }
 
 fn write(gpu: &Gpu, draft: &Background, file: &'static str, stores: &[(&str, &ParamStore)]) -> Result<()> {
@@ -249,7 +256,14 @@ fn write_store(gpu: &Gpu, draft: &Background, section: &str, store: &ParamStore)
     for (tensor, ranges) in store.named() {
         write_tensor(gpu, draft, &format!("{section}{}", tensor.name), &ranges)?;
     }
+    write_kept(draft, section, store);
     Ok(())
+}
+
+fn write_kept(draft: &Background, section: &str, store: &ParamStore) {
+    for tensor in store.kept() {
+        draft.values(&format!("{section}{}", tensor.name), store.kept_values(&tensor));
+    }
 }
 
 fn write_tensor(gpu: &Gpu, draft: &Background, name: &str, ranges: &[Values]) -> Result<()> {
@@ -265,6 +279,7 @@ fn write_average(gpu: &Gpu, draft: &Background, weights: &ParamStore, average: &
     for (tensor, ranges) in weights.named_with(average) {
         write_tensor(gpu, draft, &tensor.name, &ranges)?;
     }
+    write_kept(draft, "", weights);
     draft.keep();
     Ok(())
 }

@@ -114,6 +114,7 @@ impl TrainingGroup {
             actor_update_freq: 1,
             dtype: DType::F32,
             prompt_rows: None,
+            unused_on_host: false,
         })
     }
 
