@@ -216,11 +216,15 @@ impl<'a> SuffixBackward<'a> {
         }
     }
 
-    /// Gradients of the cached keys and values (written into `dcache`, f32, one per layer, of those layers that gradients
-    /// reach) for the runs of `keys`, and, with `grads`, those of all weights that learn.
-    pub fn finish(self, keys: &KeyPlan, dcache: &[Tensor], grads: Option<&Pi0Params>, reach: Reach) {
+    /// Gradients of the cached keys and values (f32 `[lines, 2 KV]`, one per layer; written in those layers that gradients
+    /// reach) for the runs of `keys`, and, with `grads`, those of all weights that learn. What a layer has kept is given
+    /// back as soon as it is done.
+    pub fn finish(mut self, keys: &KeyPlan, lines: usize, grads: Option<&Pi0Params>, reach: Reach) -> Vec<Tensor> {
         let (gpu, net) = (self.gpu, self.net);
         let heads = net.dims.attention();
+        let tapes = std::mem::take(&mut self.tape.layers);
+        let layers = std::mem::take(&mut self.layers);
+        let mut dcache = Vec::new();
         let view = TimeView::new(
             self.times,
             RowTimes::Each {
@@ -231,8 +235,11 @@ impl<'a> SuffixBackward<'a> {
         let wanted = grads.is_some_and(modulation_learns);
         let with_state = net.dims.state_tokens() > 0;
         let mut dtables = Vec::new();
-        for (l, g) in self.layers.iter().enumerate() {
-            let (block, tape) = (&net.params.expert[l], &self.tape.layers[l]);
+        for (l, (tape, g)) in tapes.into_iter().zip(layers).enumerate() {
+            let block = &net.params.expert[l];
+            let dkv = gpu.owned("gradients of keys and values", || {
+                gpu.f32([lines, 2 * heads.kv_width()])
+            });
             let saved = Saved {
                 o: &tape.o,
                 lse: &tape.lse,
@@ -246,10 +253,11 @@ impl<'a> SuffixBackward<'a> {
                     saved,
                     &g.d_o,
                     &g.delta,
-                    Keys::cache(&dcache[l], heads),
+                    Keys::cache(&dkv, heads),
                     false,
                 );
             }
+            dcache.push(dkv);
             if let Some(grads) = grads {
                 let modulation = view.block(l);
                 let time = modulation.as_ref().map(|block| {
@@ -261,12 +269,13 @@ impl<'a> SuffixBackward<'a> {
                         self.index.time_groups(wanted),
                     )
                 });
-                dtables.extend(gemma::backward_params(gpu, block, &grads.expert[l], time, tape, g));
+                dtables.extend(gemma::backward_params(gpu, block, &grads.expert[l], time, &tape, &g));
             }
         }
         if let Some(grads) = grads {
             self.head_params(grads, &view, dtables);
         }
+        dcache
     }
 
     /// Velocity head, final norm, action embedding, time.

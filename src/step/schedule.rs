@@ -97,10 +97,8 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
     let next_layout = PrefixLayout::new(gpu, dims, &learner.rows_of(batch.next.masks(alone)), learned_lines);
     let kv_width = 2 * dims.attention().kv_width();
     let lines = learned_lines + next_layout.cache_rows;
-    let per_layer = |rows: usize, dtype: DType| -> Vec<Tensor> {
-        (0..dims.depth).map(|_| gpu.alloc(dtype, [rows, kv_width])).collect()
-    };
-    let cache = gpu.owned("keys and values", || per_layer(lines, config.dtype));
+    let of_layer = |_| gpu.alloc(config.dtype, [lines, kv_width]);
+    let cache: Vec<Tensor> = gpu.owned("keys and values", || (0..dims.depth).map(of_layer).collect());
 
     // ---- Prefix of s (kept for backward) and of s' (only keys, values and features remain).
     let images = batch.current.images(gpu, dims.image_size, &everyone);
@@ -398,11 +396,10 @@ pub fn micro_batch(learner: &Learner, metrics: &Metrics, batch: &MicroBatch, upd
 
         // ---- Keys, values and weights of all steps at once.
         gpu.phase(&phases);
-        let dcache = gpu.owned("gradients of keys and values", || per_layer(learned_lines, DType::F32));
         let seen_by = seen_by(&who, &layout, own.as_ref(), [t * k, actors, cloned], h);
-        back.finish(
+        let dcache = back.finish(
             &KeyPlan::new(gpu, seen_by),
-            &dcache,
+            learned_lines,
             Some(&learner.grads),
             learner.reach,
         );

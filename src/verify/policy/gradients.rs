@@ -78,14 +78,13 @@ fn finish(
     repeats: usize,
 ) -> Result<prefix::TokenGrads> {
     let (gpu, b, h) = (p.gpu, p.len(), p.dims.action_horizon);
-    let dcache = p.dcache(layout);
     let run = |(i, cached): (usize, &CachedRun)| KeyRun {
         k_row0: cached.row0,
         k_rows: cached.rows,
         queries: (0..repeats).map(|r| ((r * b + i) * h, h)).collect(),
     };
     let keys = KeyPlan::new(gpu, layout.cached.iter().enumerate().map(run).collect());
-    back.finish(&keys, &dcache, Some(&p.grad_params), Reach::ALL);
+    let dcache = back.finish(&keys, layout.cache_rows, Some(&p.grad_params), Reach::ALL);
     let (incoming, all) = (Incoming::default(), Reach::ALL);
     let net = p.net();
     Ok(prefix::backward(

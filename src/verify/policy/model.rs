@@ -104,18 +104,9 @@ impl<'a> Policy<'a> {
     }
 
     pub fn cache(&self, layout: &PrefixLayout) -> Vec<Tensor> {
-        self.lines(layout, self.dtype)
-    }
-
-    /// Memory for gradients of the cache.
-    pub fn dcache(&self, layout: &PrefixLayout) -> Vec<Tensor> {
-        self.lines(layout, DType::F32)
-    }
-
-    fn lines(&self, layout: &PrefixLayout, dtype: DType) -> Vec<Tensor> {
         let width = 2 * self.dims.attention().kv_width();
         (0..self.dims.depth)
-            .map(|_| self.gpu.alloc(dtype, [layout.cache_rows, width]))
+            .map(|_| self.gpu.alloc(self.dtype, [layout.cache_rows, width]))
             .collect()
     }
 
