@@ -10,12 +10,10 @@ pub const CARDS: [u64; 7] = [8, 16, 24, 40, 48, 80, 141];
 /// A way to train: its name, and the settings that make it.
 type Way = (&'static str, &'static [(&'static str, &'static str)]);
 
-const WAYS: [Way; 2] = [
+const WAYS: [Way; 3] = [
     ("everything", &[]),
-    (
-        "action expert and critics",
-        &[("acrlpd.freeze", "[\"vision\", \"language\"]")],
-    ),
+    ("vision, adapters, critics", fit::LORA),
+    ("action expert, critics", fit::EXPERT),
 ];
 
 /// The best that a card can do.
@@ -58,7 +56,7 @@ pub fn cards(config: &Config, share: f64, prompt_tokens: usize) -> Result<Vec<Ca
             cards.push(Card {
                 memory,
                 way,
-                of_way: settings.iter().map(|(k, v)| (*k, (*v).to_owned())).collect(),
+                of_way: fit::owned(settings),
                 best: best.ok_or(least),
             });
         }

@@ -2,12 +2,12 @@
 //!
 //! A row of [`CHANGES`] is one setting with its values, the cheapest in time first. States and activations lie in arenas of
 //! their own and do not depend on each other's settings, so each side is planned by itself; sums say which combination is
-//! the fastest that fits, and that one is planned as a whole.
+//! the fastest that fits, and that one is planned as a whole. What changes the numbers is tried when nothing else fits.
 
 use std::fmt;
 
 use super::{Plan, plan};
-use crate::config::Config;
+use crate::config::{Config, PaligemmaVariant};
 use crate::gpu::Caps;
 use crate::train::error::Result;
 use crate::train::recipe;
@@ -38,6 +38,8 @@ struct Change {
     key: &'static str,
     values: Values,
     side: Side,
+    /// Values that change the numbers a little; without them nothing but time and memory differs.
+    inexact: &'static [&'static str],
 }
 
 const CHANGES: [Change; 4] = [
@@ -45,29 +47,39 @@ const CHANGES: [Change; 4] = [
         key: ACCUMULATION,
         values: Values::MicroBatches,
         side: Side::Activations,
+        inexact: &[],
     },
     Change {
         key: "memory.remat",
         values: Values::Listed(&["none", "mlp", "full"]),
         side: Side::Activations,
+        inexact: &[],
     },
     Change {
         key: "memory.ema_on_host",
         values: Values::Listed(&["false", "true"]),
         side: Side::States,
+        inexact: &[],
     },
     Change {
         key: "memory.moments",
         values: Values::Listed(&["float32", "blockwise8"]),
         side: Side::States,
+        inexact: &["blockwise8"],
     },
 ];
 
 /// Settings that train less, for where nothing else fits: from what leaves most of the model to learn.
-const LESS: [(&str, &str); 2] = [
-    ("acrlpd.freeze", "[\"vision\"]"),
-    ("acrlpd.freeze", "[\"vision\", \"language\"]"),
+const LESS: [&[(&str, &str)]; 3] = [&[("acrlpd.freeze", "[\"vision\"]")], LORA, EXPERT];
+
+/// Adapters on both streams, as openpi has them.
+pub const LORA: &[(&str, &str)] = &[
+    ("model.paligemma_variant", "gemma_2b_lora"),
+    ("model.action_expert_variant", "gemma_300m_lora"),
 ];
+
+/// Action expert and critics alone.
+pub const EXPERT: &[(&str, &str)] = &[("acrlpd.freeze", "[\"vision\", \"language\"]")];
 
 const ACCUMULATION: &str = "acrlpd.gradient_accumulation_steps";
 
@@ -122,6 +134,12 @@ fn seconds(config: &Config, plan: &Plan) -> f64 {
     (plan.phases.iter().map(of).sum::<f64>() + read as f64 / LINK_BYTES_PER_S) / plan.samples as f64
 }
 
+/// Does a setting change the numbers?
+fn inexact((key, value): &Setting) -> bool {
+    let of_key = CHANGES.iter().filter(|c| c.key == *key);
+    of_key.flat_map(|c| c.inexact).any(|v| v == value)
+}
+
 /// Searches alternatives of one configuration on one device.
 pub struct Search<'a> {
     pub config: &'a Config,
@@ -155,7 +173,7 @@ impl Search<'_> {
     /// # Errors
     /// Settings that cannot be planned.
     pub fn sides(&self, tried: Tried) -> Result<Sides> {
-        let base = self.planned(Vec::new())?;
+        let base = self.planned(Vec::new(), usize::MAX)?;
         Ok(Sides {
             states: self.side(Side::States, tried, &base)?,
             activations: self.side(Side::Activations, tried, &base)?,
@@ -163,26 +181,27 @@ impl Search<'_> {
         })
     }
 
-    /// The fastest combination of both sides that needs at most `room` bytes.
+    /// The fastest combination of both sides that needs at most `room` bytes; exact ones first.
     ///
     /// # Errors
     /// Settings that cannot be planned.
     pub fn pick(&self, sides: &Sides, room: u64) -> Result<Option<Alternative>> {
         let base = &sides.base;
         // What both sides together come to, by differences from the base.
-        let mut pairs: Vec<(f64, Vec<Setting>)> = Vec::new();
+        let mut pairs: Vec<(bool, f64, Vec<Setting>)> = Vec::new();
         for s in &sides.states {
             for a in &sides.activations {
                 let bytes = (s.reserved_bytes + a.reserved_bytes).saturating_sub(base.reserved_bytes);
                 let time = s.seconds_per_sample + a.seconds_per_sample - base.seconds_per_sample;
                 if bytes as f64 <= SLACK * room as f64 {
-                    pairs.push((time, [&s.settings[..], &a.settings].concat()));
+                    let settings = [&s.settings[..], &a.settings].concat();
+                    pairs.push((settings.iter().any(inexact), time, settings));
                 }
             }
         }
-        pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
-        for (_, settings) in pairs {
-            let whole = self.planned(settings)?;
+        pairs.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        for (.., settings) in pairs {
+            let whole = self.planned(settings, self.prompt_tokens)?;
             if whole.reserved_bytes <= room {
                 return Ok(Some(whole));
             }
@@ -204,7 +223,8 @@ impl Search<'_> {
         }
         let planned = |settings: &Vec<Setting>| match settings.is_empty() {
             true => Ok(base.clone()),
-            false => self.planned(settings.clone()),
+            // One length of prompts for work and memory: half of the planning.
+            false => self.planned(settings.clone(), usize::MAX),
         };
         // Plans are independent of each other: every core makes some.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -254,7 +274,7 @@ impl Search<'_> {
     }
 
     /// Plans the configuration with `settings` on top.
-    fn planned(&self, settings: Vec<Setting>) -> Result<Alternative> {
+    fn planned(&self, settings: Vec<Setting>, prompt_tokens: usize) -> Result<Alternative> {
         let mut config = self.config.clone();
         for (key, value) in &settings {
             config.set(key, value)?;
@@ -263,7 +283,7 @@ impl Search<'_> {
             }
         }
         config.validate()?;
-        let plan = plan(&config, self.caps.clone(), self.prompt_tokens)?;
+        let plan = plan(&config, self.caps.clone(), prompt_tokens)?;
         Ok(Alternative {
             settings,
             reserved_bytes: plan.reserved_bytes,
@@ -315,19 +335,30 @@ pub fn advice(config: &Config, planned: &Plan, caps: &Caps, prompt_tokens: usize
         return Ok(set(found, false));
     }
     let mut least_bytes = sides.least_bytes();
-    // What is frozen already is a choice.
-    for (key, value) in LESS.into_iter().filter(|_| config.acrlpd.freeze.is_empty()) {
+    // What is frozen already is a choice, and other sizes have no adapters by name.
+    let choose = config.acrlpd.freeze.is_empty() && config.model.paligemma_variant == PaligemmaVariant::Gemma2b;
+    for settings in LESS.into_iter().filter(|_| choose) {
         let mut smaller = config.clone();
-        smaller.set(key, value)?;
+        for (key, value) in settings {
+            smaller.set(key, value)?;
+        }
         let less = search(&smaller, caps, prompt_tokens);
         let sides = less.sides(Tried::Cheaper)?;
         if let Some(mut found) = less.pick(&sides, room)? {
-            found.settings.insert(0, (key, value.to_owned()));
+            found.settings = [owned(settings), found.settings].concat();
             return Ok(set(found, true));
         }
         least_bytes = least_bytes.min(sides.least_bytes());
     }
     Ok(Advice::Nothing { least_bytes })
+}
+
+/// Settings of a table of this program.
+pub fn owned(settings: &[(&'static str, &str)]) -> Vec<Setting> {
+    settings
+        .iter()
+        .map(|(key, value)| (*key, (*value).to_owned()))
+        .collect()
 }
 
 /// Settings as flags.
