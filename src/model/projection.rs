@@ -362,4 +362,22 @@ mod tests {
             }
         }
     }
+
+    /// The kernels of CUDA devices, Ampere's and Hopper's: ranks that the copy engine can address, and one that it cannot.
+    #[test]
+    fn projections_in_bf16_on_cuda() {
+        for arch in [80, 90] {
+            let gpu = Gpu::emulated_cuda(arch).expect("a C++ compiler");
+            for (groups, heads, rank) in [(2, 1, 16), (1, 2, 16), (3, 1, 32), (2, 1, 3)] {
+                let sizes = Sizes {
+                    inputs: 64,
+                    groups,
+                    per_group: 64,
+                    heads,
+                    rank,
+                };
+                against_float64(&gpu, sizes, DType::Bf16, 1e-2);
+            }
+        }
+    }
 }
