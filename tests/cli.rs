@@ -92,6 +92,9 @@ fn plan_knows_what_costs_memory() {
     assert!(peak(&["--set=memory.remat=mlp"]) < full);
     assert!(peak(&["--set=memory.remat=full"]) < peak(&["--set=memory.remat=mlp"]));
     assert!(peak(&["--set=acrlpd.use_ema=false"]) < full);
+    // Streams in f32 take two bytes more for every element that is kept of them, and backward a gradient of each kind.
+    let wide = peak(&["--set=model.residual_dtype=float32"]) - full;
+    assert!((1 << 30..3 << 30).contains(&wide), "{wide} bytes");
     assert!(peak(&["--set=acrlpd.freeze=[\"vision\"]"]) < full);
     // Lion has no second moment: four bytes less for every parameter that learns.
     let all = plan(&[])["parameters"].as_u64().expect("a number");
@@ -269,6 +272,11 @@ fn small_commands_answer() {
     assert!(json[0]["rows"].as_array().is_some_and(|rows| !rows.is_empty()));
     complains(
         2,
+        &["verify", "tests/golden/ops", "--residual-dtype", "bfloat16"],
+        &["bfloat16", "float32"],
+    );
+    complains(
+        2,
         &["verify", "tests/golden/ops", "--dtype", "int8"],
         &["int8", "bfloat16"],
     );
@@ -299,6 +307,11 @@ fn half_precision_is_verified_where_the_device_has_it() {
         let (out, _) = expect(0, &[&args[..], &["--json"]].concat());
         let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
         assert_eq!(json[0]["dtype"], name);
+        assert_eq!(json[0]["residual_dtype"], name);
+        let (out, _) = expect(0, &[&args[..], &["--residual-dtype", "float32", "--json"]].concat());
+        let wide: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!(wide[0]["dtype"], name);
+        assert_eq!(wide[0]["residual_dtype"], "float32");
         assert!(
             json[0]["rows"][0]["cosine"]["value"]
                 .as_f64()

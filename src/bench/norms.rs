@@ -4,7 +4,7 @@ use super::check::{Expected, Sum};
 use super::rows::{MEMBERS, column, groups};
 use super::work::{Operand, Room, Work};
 use crate::gpu::{DType, Gpu};
-use crate::ops::layer_norm::LayerNorm;
+use crate::ops::layer_norm::{self, LayerNorm};
 use crate::ops::rms_norm::{self, Modulation};
 
 /// Mean and `1 / sqrt(var + ε)` of a row; with `centred` false the mean is left in.
@@ -96,6 +96,7 @@ pub(super) fn rms_backward(mut room: Room<'_>, m: usize, d: usize) -> Work {
             dy: &dy.tensor,
             around: Some(&around.tensor),
             dx: &dx,
+            rounded: None,
             y: Some(&y),
             rstd: Some(&rstd),
         };
@@ -185,8 +186,16 @@ pub(super) fn layer_backward(mut room: Room<'_>, m: usize, d: usize) -> Work {
     };
     let launch = move |gpu: &Gpu| {
         let norm = LayerNorm::new(&w.tensor, &b.tensor);
-        let around = Some(&around.tensor);
-        norm.backward(gpu, &x.tensor, &dy.tensor, around, &dx, Some(&y), Some(&stats));
+        let b = layer_norm::Backward {
+            x: &x.tensor,
+            dy: &dy.tensor,
+            around: Some(&around.tensor),
+            dx: &dx,
+            rounded: None,
+            y: Some(&y),
+            stats: Some(&stats),
+        };
+        norm.backward(gpu, b);
     };
     room.work(launch, [gradient, again])
 }

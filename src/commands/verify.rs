@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use acrlpd::gpu::{DType, Gpu};
+use acrlpd::model::stream::Storage;
 use acrlpd::train::dump;
 use acrlpd::verify::{self, Kind, Report};
 
@@ -21,6 +22,9 @@ pub struct Args {
     /// How the model's activations and computing weights are stored: float32, bfloat16 or float16 (f32, bf16, f16).
     #[arg(long, default_value = "float32", value_name = "TYPE", value_parser = storage)]
     dtype: DType,
+    /// How its residual streams are stored: like the rest, or in float32.
+    #[arg(long, default_value = "model", value_name = "TYPE", value_parser = ["model", "float32"])]
+    residual_dtype: String,
     /// Check only tensors whose name contains this.
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
@@ -46,8 +50,16 @@ pub fn run(args: &Args) -> Outcome {
         skipped.extend(found.skipped);
     }
     let gpu = Gpu::open(args.device.choice())?;
+    let stored = Storage {
+        dtype: args.dtype,
+        f32_residual: args.residual_dtype == "float32",
+    };
     if !args.json {
-        println!("device {}, {}", gpu.caps().name, args.dtype.name());
+        let residual = match stored.f32_residual {
+            true => ", residual streams float32",
+            false => "",
+        };
+        println!("device {}, {}{residual}", gpu.caps().name, args.dtype.name());
     }
     let wanted = |name: &str| args.only.as_ref().is_none_or(|pattern| name.contains(pattern.as_str()));
     let mut reports = Vec::new();
@@ -58,7 +70,7 @@ pub fn run(args: &Args) -> Outcome {
             finite &= replay(&gpu, group, args.json)?;
             continue;
         }
-        let report = verify::run_as(&gpu, group, args.dtype, &wanted)?;
+        let report = verify::run_as(&gpu, group, stored, &wanted)?;
         let empty = report.rows.is_empty() && report.unknown.is_empty() && args.only.is_some();
         if empty {
             continue;

@@ -42,6 +42,7 @@ impl Default for Model {
             action_horizon: 50,
             max_token_len: None,
             dtype: Precision::Bfloat16,
+            residual_dtype: ResidualPrecision::Model,
             pi05: false,
             image_size: 224,
             weights: None,

@@ -63,6 +63,7 @@ pub struct Model {
     /// L: prompt tokens; `None`: 48 for π₀, 200 for π₀.₅.
     pub max_token_len: Option<usize>,
     pub dtype: Precision,
+    pub residual_dtype: ResidualPrecision,
     pub pi05: bool,
     /// Side of the input images in pixels.
     pub image_size: usize,
@@ -329,6 +330,14 @@ spellings! {
         Float32 = "float32",
         Bfloat16 = "bfloat16",
         Float16 = "float16",
+    }
+}
+spellings! {
+    /// Storage of residual streams: SigLIP's, the language model's and the action expert's.
+    ResidualPrecision {
+        /// As the rest of the model.
+        Model = "model",
+        Float32 = "float32",
     }
 }
 spellings! {

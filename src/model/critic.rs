@@ -182,7 +182,16 @@ pub fn backward(
             .is_some_and(|dbelow| d.network.split(gpu, &dhidden, dbelow));
         let (dpre, stats) = (gpu.f32([e, r, h]), layer_norm::stats(gpu, e * r));
         let (pre, dy) = (flat(&tape.pre[i]), flat(&dhidden));
-        norm(p, i, dropout).backward(gpu, &pre, &dy, None, &flat(&dpre), None, Some(&stats));
+        let backward = layer_norm::Backward {
+            x: &pre,
+            dy: &dy,
+            around: None,
+            dx: &flat(&dpre),
+            rounded: None,
+            y: None,
+            stats: Some(&stats),
+        };
+        norm(p, i, dropout).backward(gpu, backward);
         if let Some(g) = grads {
             let layer = &g.layers[i];
             LayerNorm::backward_params(gpu, &pre, &stats, &dy, &layer.norm.0, &layer.norm.1);

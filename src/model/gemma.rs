@@ -4,13 +4,15 @@
 //! q | k | v = norm₁(x) Wqkvᵀ      → rope, attention (done by the caller: streams attend together) → o
 //! middle = x + g₁ · (o Woᵀ)       y = middle + g₂ · ((gelu(gate) · up) Wdᵀ),  gate | up = norm₂(middle) Wguᵀ
 //! ```
-//! The gates g are one in plain blocks and a function of the flow time in adaptive ones (π₀.₅).
+//! The gates g are one in plain blocks and a function of the flow time in adaptive ones (π₀.₅). x, middle and y are the
+//! residual stream, which may be of a wider type than the rest ([`super::stream`]).
 //!
 //! Backward is split so that it can run over the Euler steps: [`backward_out`] and [`backward_in`] pull a gradient
 //! through the block for some rows (the chain, step by step) and leave the gradients at its products in a
 //! [`BlockGrads`]; [`backward_params`] then makes all weight gradients from all rows at once.
 
 use super::bind::{GemmaBlock, Norm};
+use super::stream::StreamGrad;
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::ops::rms_norm::{self, Modulation};
 use crate::ops::{gated_residual, geglu};
@@ -66,7 +68,7 @@ pub struct BlockTape {
 
 /// q | k | v before rotation. `columns` of the weight: all, or k | v alone for the last layer of a prefix.
 pub fn project(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, qkv: &Tensor) {
-    let normed = gpu.alloc(x.dtype(), x.shape());
+    let normed = gpu.alloc(qkv.dtype(), x.shape());
     rms_norm::forward(gpu, x, norms(p, time).0, &normed);
     let skip = p.qkv.outputs() - qkv.dim(1);
     p.qkv.outputs_from(skip).forward(gpu, &normed, None, qkv);
@@ -89,7 +91,7 @@ fn middle(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, o:
             (out, None)
         }
         Some(t) => {
-            let branch = gpu.alloc(x.dtype(), x.shape());
+            let branch = gpu.alloc(o.dtype(), x.shape());
             p.out.forward(gpu, o, None, &branch);
             gated_residual::forward(gpu, x, &branch, &t.block.norm1, t.groups, &out);
             (out, Some(branch))
@@ -97,16 +99,16 @@ fn middle(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, o:
     }
 }
 
-/// The input of gate and up from `middle`.
-fn normed2(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, middle: &Tensor) -> Tensor {
-    let normed = gpu.alloc(middle.dtype(), middle.shape());
+/// The input of gate and up from `middle`, of type `dtype`.
+fn normed2(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, middle: &Tensor, dtype: DType) -> Tensor {
+    let normed = gpu.alloc(dtype, middle.shape());
     rms_norm::forward(gpu, middle, norms(p, time).1, &normed);
     normed
 }
 
 /// Room for gate | up.
-fn gate_up_rows(gpu: &Gpu, p: &GemmaBlock, middle: &Tensor) -> Tensor {
-    gpu.alloc(middle.dtype(), [middle.dim(0), p.gate_up.outputs()])
+fn gate_up_rows(gpu: &Gpu, p: &GemmaBlock, o: &Tensor) -> Tensor {
+    gpu.alloc(o.dtype(), [o.dim(0), p.gate_up.outputs()])
 }
 
 /// `y` from the input `x` and attention's output `o`; gate | up only if `keep_gate_up`.
@@ -120,13 +122,14 @@ pub fn finish(
     keep_gate_up: bool,
 ) -> Finished {
     let (middle, branch1) = middle(gpu, p, time, x, o);
-    let kept = keep_gate_up.then(|| gate_up_rows(gpu, p, &middle));
-    let act = gpu.alloc(x.dtype(), [x.dim(0), p.down.inputs()]);
-    p.gate_up
-        .gated(gpu, &normed2(gpu, p, time, &middle), kept.as_ref(), &act);
+    let kept = keep_gate_up.then(|| gate_up_rows(gpu, p, o));
+    let act = gpu.alloc(o.dtype(), [x.dim(0), p.down.inputs()]);
+    let normed = normed2(gpu, p, time, &middle, o.dtype());
+    p.gate_up.gated(gpu, &normed, kept.as_ref(), &act);
+    drop(normed);
     let branches = match (time, branch1) {
         (Some(t), Some(branch1)) => {
-            let branch2 = gpu.alloc(x.dtype(), x.shape());
+            let branch2 = gpu.alloc(o.dtype(), x.shape());
             p.down.forward(gpu, &act, None, &branch2);
             gated_residual::forward(gpu, &middle, &branch2, &t.block.norm2, t.groups, y);
             Some((branch1, branch2))
@@ -156,8 +159,8 @@ impl BlockTape {
         if self.gate_up.is_none()
             && let Some(middle) = &self.middle
         {
-            let rows = gate_up_rows(gpu, p, middle);
-            let normed = normed2(gpu, p, time, middle);
+            let rows = gate_up_rows(gpu, p, &self.o);
+            let normed = normed2(gpu, p, time, middle, self.o.dtype());
             p.gate_up.forward(gpu, &normed, None, &rows);
             self.gate_up = Some(rows);
         }
@@ -175,7 +178,7 @@ impl BlockTape {
 /// Gradients at the products of a block, all `[M, ·]`, kept until [`backward_params`].
 pub struct BlockGrads {
     /// At the block's output; behind the gates of adaptive blocks: `(at the MLP branch, at the attention branch)`.
-    pub dy: Tensor,
+    pub dy: StreamGrad,
     pub gated: Option<(Tensor, Tensor)>,
     pub dgate_up: Tensor,
     /// At the outputs of the norms.
@@ -183,7 +186,7 @@ pub struct BlockGrads {
     pub dnormed2: Tensor,
     pub rstd1: Tensor,
     pub rstd2: Tensor,
-    pub dmiddle: Tensor,
+    pub dmiddle: StreamGrad,
     pub d_o: Tensor,
     /// At q | k | v before rotation.
     pub dqkv: Tensor,
@@ -191,27 +194,31 @@ pub struct BlockGrads {
 }
 
 impl BlockGrads {
-    /// Room for `m` rows of a block; the gradients at attention live in the caller's tensors.
+    /// Room for `m` rows of a block whose stream is stored as `residual`; the gradients at attention live in the caller's
+    /// tensors, in the type of operands.
     pub fn new(
         gpu: &Gpu,
         p: &GemmaBlock,
         m: usize,
-        dtype: DType,
+        residual: DType,
         d_o: Tensor,
         dqkv: Tensor,
         delta: Tensor,
     ) -> BlockGrads {
-        let d = p.out.outputs();
+        let (d, dtype) = (p.out.outputs(), d_o.dtype());
         let rows = |width: usize| gpu.alloc(dtype, [m, width]);
+        let adaptive = matches!(p.norm1, Norm::Adaptive(_));
+        // Behind gates no product reads the stream's gradient itself.
+        let stream = || StreamGrad::new(gpu, residual, if adaptive { residual } else { dtype }, [m, d]);
         BlockGrads {
-            dy: rows(d),
-            gated: matches!(p.norm1, Norm::Adaptive(_)).then(|| (rows(d), rows(d))),
+            dy: stream(),
+            gated: adaptive.then(|| (rows(d), rows(d))),
             dgate_up: rows(p.gate_up.outputs()),
             dnormed1: rows(d),
             dnormed2: rows(d),
             rstd1: rms_norm::rstd(gpu, m),
             rstd2: rms_norm::rstd(gpu, m),
-            dmiddle: rows(d),
+            dmiddle: stream(),
             d_o,
             dqkv,
             delta,
@@ -229,26 +236,27 @@ pub fn backward_out(
     range: std::ops::Range<usize>,
 ) {
     let rows = |t: &Tensor| t.rows(range.clone());
-    let dy = rows(&g.dy);
+    let dy = g.dy.rows(range.clone());
     let groups = time.map(|t| t.groups.rows(range.clone()));
     let time = time.zip(groups.as_ref()).map(|(t, groups)| Modulated { groups, ..t });
-    let at_branch = |dout: &Tensor, which: usize| -> Tensor {
+    let at_branch = |dout: &StreamGrad, which: usize| -> Tensor {
         let (Some(t), Some((mlp, attention))) = (time, &g.gated) else {
-            return dout.clone();
+            return dout.operand.clone();
         };
         let (table, to) = if which == 2 {
             (&t.block.norm2, rows(mlp))
         } else {
             (&t.block.norm1, rows(attention))
         };
-        gated_residual::backward(gpu, dout, table, t.groups, &to);
+        gated_residual::backward(gpu, &dout.sum, table, t.groups, &to);
         to
     };
-    let dact = gpu.alloc(dy.dtype(), [dy.dim(0), p.down.inputs()]);
-    p.down.backward(gpu, &at_branch(&dy, 2), &dact);
+    let at_mlp = at_branch(&dy, 2);
+    let dact = gpu.alloc(at_mlp.dtype(), [range.len(), p.down.inputs()]);
+    p.down.backward(gpu, &at_mlp, &dact);
     let dgate_up = rows(&g.dgate_up);
     geglu::backward(gpu, &rows(tape.gate_up()), &dact, &dgate_up, None);
-    let (dnormed2, dmiddle) = (rows(&g.dnormed2), rows(&g.dmiddle));
+    let (dnormed2, dmiddle) = (rows(&g.dnormed2), g.dmiddle.rows(range.clone()));
     p.gate_up.backward(gpu, &dgate_up, &dnormed2);
     rms_norm::backward(
         gpu,
@@ -256,8 +264,9 @@ pub fn backward_out(
             x: &rows(tape.middle()),
             modulation: norms(p, time).1,
             dy: &dnormed2,
-            around: Some(&dy),
-            dx: &dmiddle,
+            around: Some(&dy.sum),
+            dx: &dmiddle.sum,
+            rounded: dmiddle.rounded(),
             y: None,
             rstd: Some(&rows(&g.rstd2)),
         },
@@ -273,7 +282,7 @@ pub fn backward_in(
     tape: &BlockTape,
     g: &BlockGrads,
     range: std::ops::Range<usize>,
-    dx: &Tensor,
+    dx: &StreamGrad,
 ) {
     let rows = |t: &Tensor| t.rows(range.clone());
     let groups = time.map(|t| t.groups.rows(range.clone()));
@@ -286,8 +295,9 @@ pub fn backward_in(
             x: &rows(&tape.x),
             modulation: norms(p, time).0,
             dy: &dnormed1,
-            around: Some(&rows(&g.dmiddle)),
-            dx,
+            around: Some(&rows(&g.dmiddle.sum)),
+            dx: &dx.sum,
+            rounded: dx.rounded(),
             y: None,
             rstd: Some(&rows(&g.rstd1)),
         },
@@ -320,13 +330,13 @@ pub fn backward_params(
     let (mlp, attention) = g
         .gated
         .as_ref()
-        .map_or((&g.dy, &g.dmiddle), |(mlp, attention)| (mlp, attention));
+        .map_or((&g.dy.operand, &g.dmiddle.operand), |(mlp, attention)| (mlp, attention));
     if grads.down.learns() {
-        let act = gpu.alloc(tape.x.dtype(), [tape.x.dim(0), p.down.inputs()]);
+        let act = gpu.alloc(tape.o.dtype(), [tape.x.dim(0), p.down.inputs()]);
         geglu::forward(gpu, tape.gate_up(), &act);
         p.down.backward_params(gpu, &grads.down, mlp, &act);
     }
-    let normed = gpu.alloc(tape.x.dtype(), tape.x.shape());
+    let normed = gpu.alloc(tape.o.dtype(), tape.x.shape());
     if grads.gate_up.learns() {
         rms_norm::forward(gpu, tape.middle(), norm2, &normed);
         p.gate_up.backward_params(gpu, &grads.gate_up, &g.dgate_up, &normed);
@@ -356,8 +366,8 @@ pub fn backward_params(
             rms_norm::backward_modulation(gpu, &tape.x, &g.rstd1, &g.dnormed1, groups.starts, &d1);
             rms_norm::backward_modulation(gpu, tape.middle(), &g.rstd2, &g.dnormed2, groups.starts, &d2);
             if let Some((branch1, branch2)) = &tape.branches {
-                gated_residual::backward_gate(gpu, branch1, &g.dmiddle, groups.ones, groups.starts, &d1);
-                gated_residual::backward_gate(gpu, branch2, &g.dy, groups.ones, groups.starts, &d2);
+                gated_residual::backward_gate(gpu, branch1, &g.dmiddle.sum, groups.ones, groups.starts, &d1);
+                gated_residual::backward_gate(gpu, branch2, &g.dy.sum, groups.ones, groups.starts, &d2);
             }
             Some(BlockModulation { norm1: d1, norm2: d2 })
         }

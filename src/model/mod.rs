@@ -6,6 +6,7 @@
 //! - [`projection`]: a weight matrix with its low-rank adapter, forward and backward.
 //! - [`merge`]: adapters into the matrices they are for.
 //! - [`siglip`]: pictures to tokens. [`gemma`]: one transformer block, used by the language stream and the expert.
+//! - [`stream`]: how activations are stored, and the gradients of residual streams.
 //! - [`prefix`]: everything about an observation, once: tokens, keys and values of every layer, pooled features.
 //! - [`suffix`]: action tokens over a cached prefix: the velocity field, its sampling and its backward.
 //! - [`critic`]: the ensemble. [`critic_networks`]: what its members can be.
@@ -28,6 +29,7 @@ pub mod projection;
 pub mod remat;
 pub mod siglip;
 mod store;
+pub mod stream;
 pub mod suffix;
 pub mod suffix_backward;
 pub mod tables;

@@ -36,8 +36,9 @@ pub struct Net<'a> {
     pub params: &'a Pi0Params,
     /// Rotations for every position of a prefix and its actions.
     pub rope: &'a Table,
-    /// Storage of activations.
+    /// Storage of activations, and of the residual streams.
     pub dtype: DType,
+    pub residual: DType,
 }
 
 impl Net<'_> {
@@ -163,7 +164,7 @@ pub fn forward(
         let joint = attend(gpu, net, layout, l, &x, s.as_ref(), cache, keep.is_some());
         let r = layout.rows;
         let step = |block: &super::bind::GemmaBlock, input: &Tensor, range: std::ops::Range<usize>, keep| {
-            let y = gpu.alloc(net.dtype, input.shape());
+            let y = gpu.alloc(net.residual, input.shape());
             let o = joint.o.rows(range.clone());
             let done = gemma::finish(gpu, block, None, input, &o, &y, keep == Some(Remat::None));
             let tape = BlockTape {
@@ -221,10 +222,10 @@ fn embed(
     keep: Option<(Remat, usize)>,
 ) -> (Tensor, Option<siglip::Saved>) {
     let d = net.dims;
-    let tokens = gpu.alloc(net.dtype, [layout.rows, d.language.width]);
+    let tokens = gpu.alloc(net.residual, [layout.rows, d.language.width]);
     let mut saved = None;
     if layout.images.rows() > 0 {
-        let seen = gpu.alloc(net.dtype, [layout.images.rows(), d.language.width]);
+        let seen = gpu.alloc(net.residual, [layout.images.rows(), d.language.width]);
         saved = siglip::forward(
             gpu,
             &net.params.vision,
@@ -246,7 +247,7 @@ pub(super) fn prompt_scale(d: &Pi0Dims) -> f32 {
 
 fn embed_state(gpu: &Gpu, net: &Net<'_>, layout: &PrefixLayout, state: &Tensor) -> Option<Tensor> {
     let (weight, bias) = net.params.heads.state.as_ref()?;
-    let s = gpu.alloc(net.dtype, [layout.states, net.dims.expert.width]);
+    let s = gpu.alloc(net.residual, [layout.states, net.dims.expert.width]);
     gemm::nt(state, weight).bias(bias).to(gpu, &s);
     Some(s)
 }

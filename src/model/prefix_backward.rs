@@ -9,11 +9,12 @@ use super::gemma::{self, BlockGrads, BlockTape};
 use super::layout::PrefixLayout;
 use super::prefix::{LayerTape, Net, Prefix, Tape, WholeTape, language_norm, prompt_scale};
 use super::siglip;
+use super::stream::StreamGrad;
 use crate::gpu::{Gpu, Tensor};
 use crate::ops::attention::{Attention, Columns, Keys, Saved};
 use crate::ops::rms_norm::{self, Modulation};
 use crate::ops::rope::{self, Cache};
-use crate::ops::{blocks, embedding, fill};
+use crate::ops::{blocks, embedding};
 
 /// Gradients that enter a prefix from above.
 #[derive(Clone, Copy, Default)]
@@ -57,15 +58,14 @@ pub fn backward(
     else {
         return TokenGrads::default();
     };
-    let like = |t: &Tensor| gpu.alloc(net.dtype, t.shape());
     // Gradients at the output of the layer that is next.
-    let mut dx: Option<Tensor> = None;
-    let mut ds: Option<Tensor> = None;
+    let mut dx: Option<StreamGrad> = None;
+    let mut ds: Option<StreamGrad> = None;
     if let Some((x, _)) = last.filter(|_| reach.prefix(net.dims.depth)) {
-        let d = like(&x);
+        let d = stream(gpu, net, &x);
         match incoming.out {
             Some(dout) => final_norm_backward(gpu, net, grads, &x, dout, &d),
-            None => fill::zero(gpu, &d),
+            None => d.zero(gpu),
         }
         dx = Some(d);
     }
@@ -80,10 +80,11 @@ pub fn backward(
             }
         };
     }
+    let ds = ds.map(|ds| ds.sum);
     if let (Some(ds), Some(heads)) = (&ds, &grads.heads.state) {
         linear_params(gpu, ds, state, heads);
     }
-    let Some(dx) = dx.filter(|_| reach.tokens()) else {
+    let Some(StreamGrad { sum: dx, .. }) = dx.filter(|_| reach.tokens()) else {
         return TokenGrads {
             prefix: None,
             state: ds,
@@ -119,8 +120,12 @@ pub fn backward(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn final_norm_backward(gpu: &Gpu, net: &Net<'_>, grads: &Pi0Params, x: &Tensor, dout: &Tensor, dx: &Tensor) {
+/// Room for the gradient of a stream like `x`.
+fn stream(gpu: &Gpu, net: &Net<'_>, x: &Tensor) -> StreamGrad {
+    StreamGrad::new(gpu, net.residual, net.dtype, x.shape())
+}
+
+fn final_norm_backward(gpu: &Gpu, net: &Net<'_>, grads: &Pi0Params, x: &Tensor, dout: &Tensor, dx: &StreamGrad) {
     let rstd = rms_norm::rstd(gpu, x.dim(0));
     rms_norm::backward(
         gpu,
@@ -129,7 +134,8 @@ fn final_norm_backward(gpu: &Gpu, net: &Net<'_>, grads: &Pi0Params, x: &Tensor, 
             modulation: Modulation::Plain(language_norm(net.params)),
             dy: dout,
             around: None,
-            dx,
+            dx: &dx.sum,
+            rounded: dx.rounded(),
             y: None,
             rstd: Some(&rstd),
         },
@@ -152,7 +158,7 @@ fn keys_backward(
     s: Option<&Tensor>,
     dcache: &Tensor,
     reach: Reach,
-) -> (Option<Tensor>, Option<Tensor>) {
+) -> (Option<StreamGrad>, Option<StreamGrad>) {
     let (heads, r) = (net.key_heads(), layout.rows);
     let m = r + layout.states;
     let dkv = gpu.alloc(net.dtype, [m, heads.fused()]);
@@ -164,11 +170,8 @@ fn keys_backward(
     let one = |block: &GemmaBlock, g: &GemmaBlock, x: &Tensor, dkv: Tensor| {
         let skip = block.qkv.outputs() - dkv.dim(1);
         let (kv, dkv_weights) = (block.qkv.outputs_from(skip), g.qkv.outputs_from(skip));
-        let (dnormed, dx, normed) = (
-            gpu.alloc(net.dtype, x.shape()),
-            gpu.alloc(net.dtype, x.shape()),
-            gpu.alloc(net.dtype, x.shape()),
-        );
+        let (dnormed, normed) = (gpu.alloc(net.dtype, x.shape()), gpu.alloc(net.dtype, x.shape()));
+        let dx = stream(gpu, net, x);
         let rstd = rms_norm::rstd(gpu, x.dim(0));
         kv.backward(gpu, &dkv, &dnormed);
         let Norm::Plain(scale) = &block.norm1 else {
@@ -181,7 +184,8 @@ fn keys_backward(
                 modulation: Modulation::Plain(scale),
                 dy: &dnormed,
                 around: None,
-                dx: &dx,
+                dx: &dx.sum,
+                rounded: dx.rounded(),
                 y: Some(&normed),
                 rstd: Some(&rstd),
             },
@@ -211,12 +215,12 @@ fn layer_backward(
     layout: &PrefixLayout,
     l: usize,
     below: WholeTape,
-    dx: Option<Tensor>,
-    ds: Option<Tensor>,
+    dx: Option<StreamGrad>,
+    ds: Option<StreamGrad>,
     cache: &Tensor,
     dcache: &Tensor,
     reach: Reach,
-) -> (Option<Tensor>, Option<Tensor>) {
+) -> (Option<StreamGrad>, Option<StreamGrad>) {
     let WholeTape { joint, prefix, state } = below;
     let (heads, r) = (net.heads(), layout.rows);
     let m = r + layout.states;
@@ -226,21 +230,21 @@ fn layer_backward(
     let delta = gpu.f32([m, heads.q]);
 
     // Streams above attention.
-    let open = |block: &GemmaBlock, mut tape: BlockTape, dy: Option<Tensor>, range: Range<usize>| {
+    let open = |block: &GemmaBlock, mut tape: BlockTape, dy: Option<StreamGrad>, range: Range<usize>| {
         tape.complete(gpu, block, None);
         let parts = |t: &Tensor| t.rows(range.clone());
         let mut g = BlockGrads::new(
             gpu,
             block,
             range.len(),
-            net.dtype,
+            net.residual,
             parts(&d_o),
             parts(&dqkv),
             parts(&delta),
         );
         match dy {
             Some(dy) => g.dy = dy,
-            None => fill::zero(gpu, &g.dy),
+            None => g.dy.zero(gpu),
         }
         gemma::backward_out(gpu, block, None, &tape, &g, 0..range.len());
         (tape, g)
@@ -282,7 +286,7 @@ fn layer_backward(
     // Streams below attention, and weights.
     let close = |block, g_block: &GemmaBlock, (tape, g): (BlockTape, BlockGrads), wanted: bool| {
         let of_norm = matches!(&g_block.norm1, Norm::Plain(scale) if !scale.is_empty());
-        let dx = (wanted || of_norm).then(|| gpu.alloc(net.dtype, tape.x.shape()));
+        let dx = (wanted || of_norm).then(|| stream(gpu, net, &tape.x));
         if let Some(dx) = &dx {
             let all = 0..tape.x.dim(0);
             gemma::backward_in(gpu, block, None, &tape, &g, all, dx);

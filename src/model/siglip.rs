@@ -5,13 +5,15 @@
 //! h = x + out(attention(q, k, v of LN₁ x))           y = h + fc2(gelu(fc1(LN₂ h)))
 //! tokens = projector(LN(x))
 //! ```
-//! Pictures attend to themselves; all pictures of a micro-batch are rows of the same matrices `[n·t, W]`.
+//! Pictures attend to themselves; all pictures of a micro-batch are rows of the same matrices `[n·t, W]`. x, h and y are
+//! the residual stream, stored as the tokens are; operands of products have the type of the weights ([`super::stream`]).
 
 pub use super::bind::VisionBlock;
 use super::bind::{Linear, Vision};
 use super::flow_time::{learns, linear_params};
 use super::remat::Remat;
-use crate::gpu::{Gpu, Tensor};
+use super::stream::StreamGrad;
+use crate::gpu::{DType, Gpu, Tensor};
 use crate::ops::activation::{self, Activation};
 use crate::ops::attention::{Attention, Columns, KeyPlan, KeyRun, Keys, Plan, Saved as Softmax, Sequence};
 use crate::ops::column_sum::{self, Term};
@@ -89,10 +91,11 @@ pub fn block_forward(
     keep: Option<Remat>,
 ) -> Option<BlockSaved> {
     let attention = attention_forward(gpu, p, heads, layout, x, keep.is_some());
-    let normed = gpu.alloc(x.dtype(), x.shape());
+    let dtype = operands(p);
+    let normed = gpu.alloc(dtype, x.shape());
     LayerNorm::new(&p.norm2.0, &p.norm2.1).forward(gpu, &attention.middle, &normed);
-    let act = gpu.alloc(x.dtype(), [x.dim(0), p.fc1.0.dim(0)]);
-    let pre = (keep == Some(Remat::None)).then(|| gpu.alloc(x.dtype(), act.shape()));
+    let act = gpu.alloc(dtype, [x.dim(0), p.fc1.0.dim(0)]);
+    let pre = (keep == Some(Remat::None)).then(|| gpu.alloc(dtype, act.shape()));
     let mut up = gemm::nt(&normed, &p.fc1.0).bias(&p.fc1.1).act(Act::Gelu);
     if let Some(pre) = &pre {
         up = up.save_pre(pre);
@@ -109,6 +112,11 @@ pub fn block_forward(
     })
 }
 
+/// The type of a block's operands.
+fn operands(p: &VisionBlock) -> DType {
+    p.qkv.0.dtype()
+}
+
 fn attention_forward(
     gpu: &Gpu,
     p: &VisionBlock,
@@ -120,8 +128,8 @@ fn attention_forward(
     let [m, w] = *x.shape() else {
         panic!("x is [M, W], not {x:?}")
     };
-    let like = |width: usize| gpu.alloc(x.dtype(), [m, width]);
-    let (normed, qkv, o, middle) = (like(w), like(3 * w), like(w), like(w));
+    let rows = |width: usize| gpu.alloc(operands(p), [m, width]);
+    let (normed, qkv, o, middle) = (rows(w), rows(3 * w), rows(w), gpu.alloc(x.dtype(), [m, w]));
     let lse = gpu.f32([m, heads.q]);
     LayerNorm::new(&p.norm1.0, &p.norm1.1).forward(gpu, x, &normed);
     gemm::nt(&normed, &p.qkv.0).bias(&p.qkv.1).to(gpu, &qkv);
@@ -142,50 +150,55 @@ pub fn block_backward(
     layout: &ImageLayout,
     x: &Tensor,
     saved: BlockSaved,
-    dy: &Tensor,
-    dx: Option<&Tensor>,
+    dy: &StreamGrad,
+    dx: Option<&StreamGrad>,
 ) {
     let [m, w] = *x.shape() else {
         panic!("x is [M, W], not {x:?}")
     };
-    let like = |width: usize| gpu.alloc(x.dtype(), [m, width]);
+    let dtype = operands(p);
+    let rows = |width: usize| gpu.alloc(dtype, [m, width]);
+    let stream = || StreamGrad::new(gpu, x.dtype(), dtype, [m, w]);
     let a = saved
         .attention
         .unwrap_or_else(|| attention_forward(gpu, p, heads, layout, x, true));
     let stats = layer_norm::stats(gpu, m);
-    let normed = like(w);
+    let normed = rows(w);
 
     // MLP
     let norm2 = LayerNorm::new(&p.norm2.0, &p.norm2.1);
     let pre = saved.pre.unwrap_or_else(|| {
-        let pre = like(p.fc1.0.dim(0));
+        let pre = rows(p.fc1.0.dim(0));
         norm2.forward(gpu, &a.middle, &normed);
         gemm::nt(&normed, &p.fc1.0).bias(&p.fc1.1).to(gpu, &pre);
         pre
     });
-    let (dpre, act) = (gpu.alloc(x.dtype(), pre.shape()), gpu.alloc(x.dtype(), pre.shape()));
-    gemm::nn(dy, &p.fc2.0).to(gpu, &dpre);
+    let (dpre, act) = (gpu.alloc(dtype, pre.shape()), gpu.alloc(dtype, pre.shape()));
+    gemm::nn(&dy.operand, &p.fc2.0).to(gpu, &dpre);
     activation::backward(gpu, Activation::Gelu, &pre, &dpre, &dpre, Some(&act));
-    linear_params(gpu, dy, &act, &g.fc2);
-    let (dnormed, dmiddle) = (like(w), like(w));
+    linear_params(gpu, &dy.operand, &act, &g.fc2);
+    let (dnormed, dmiddle) = (rows(w), stream());
     gemm::nn(&dpre, &p.fc1.0).to(gpu, &dnormed);
     norm2.backward(
         gpu,
-        &a.middle,
-        &dnormed,
-        Some(dy),
-        &dmiddle,
-        Some(&normed),
-        Some(&stats),
+        layer_norm::Backward {
+            x: &a.middle,
+            dy: &dnormed,
+            around: Some(&dy.sum),
+            dx: &dmiddle.sum,
+            rounded: dmiddle.rounded(),
+            y: Some(&normed),
+            stats: Some(&stats),
+        },
     );
     norm_params(gpu, &a.middle, &stats, &dnormed, &g.norm2);
     linear_params(gpu, &dpre, &normed, &g.fc1);
 
     // Attention
-    let (d_o, dqkv) = (like(w), like(3 * w));
+    let (d_o, dqkv) = (rows(w), rows(3 * w));
     let delta = gpu.f32([m, heads.q]);
-    gemm::nn(&dmiddle, &p.out.0).to(gpu, &d_o);
-    linear_params(gpu, &dmiddle, &a.o, &g.out);
+    gemm::nn(&dmiddle.operand, &p.out.0).to(gpu, &d_o);
+    linear_params(gpu, &dmiddle.operand, &a.o, &g.out);
     let (attention, keys) = (Attention::new(heads), Keys::fused(&a.qkv, heads));
     let softmax = Softmax { o: &a.o, lse: &a.lse };
     let (q, dq) = (Columns::all(&a.qkv), Columns::all(&dqkv));
@@ -194,9 +207,20 @@ pub fn block_backward(
     attention.backward_keys(gpu, &layout.keys, q, keys, softmax, &d_o, &delta, dkeys, false);
     let norm1 = LayerNorm::new(&p.norm1.0, &p.norm1.1);
     if dx.is_some() || learns(&g.norm1) {
-        let out = dx.cloned().unwrap_or_else(|| like(w));
+        let out = dx.cloned().unwrap_or_else(stream);
         gemm::nn(&dqkv, &p.qkv.0).to(gpu, &dnormed);
-        norm1.backward(gpu, x, &dnormed, Some(&dmiddle), &out, Some(&normed), Some(&stats));
+        norm1.backward(
+            gpu,
+            layer_norm::Backward {
+                x,
+                dy: &dnormed,
+                around: Some(&dmiddle.sum),
+                dx: &out.sum,
+                rounded: out.rounded(),
+                y: Some(&normed),
+                stats: Some(&stats),
+            },
+        );
         norm_params(gpu, x, &stats, &dnormed, &g.norm1);
     } else if learns(&g.qkv) {
         norm1.forward(gpu, x, &normed);
@@ -235,15 +259,16 @@ pub fn forward(
     keep: Option<(Remat, usize)>,
 ) -> Option<Saved> {
     let (m, w) = (layout.rows(), p.position.dim(1));
-    let dtype = tokens.dtype();
+    // The tokens begin the language stream: this one is stored like it.
+    let (dtype, residual) = (p.projector.0.dtype(), tokens.dtype());
     let patch = p.patch.0.dim(3);
     let patches = gpu.alloc(dtype, [m, 3 * patch * patch]);
     patch_embed::cut(gpu, images, patch, &patches);
-    let mut x = gpu.alloc(dtype, [m, w]);
+    let mut x = gpu.alloc(residual, [m, w]);
     patch_embed::forward(gpu, &patches, &p.patch.0, &p.patch.1, Some(&p.position), &x);
     let (mut streams, mut blocks) = (Vec::new(), Vec::new());
     for (i, block) in p.blocks.iter().enumerate() {
-        let y = gpu.alloc(dtype, [m, w]);
+        let y = gpu.alloc(residual, [m, w]);
         let keep = keep.filter(|(_, lowest)| *lowest <= 1 + i).map(|(remat, _)| remat);
         blocks.extend(block_forward(gpu, block, heads, layout, &x, &y, keep));
         if keep.is_some() {
@@ -271,12 +296,24 @@ pub fn backward(gpu: &Gpu, p: &Vision, g: &Vision, heads: Heads, layout: &ImageL
         mut blocks,
     } = saved;
     let x = streams.pop().expect("the input of the last norm was kept");
-    let like = || gpu.alloc(x.dtype(), x.shape());
-    let (dnormed, mut dx, normed) = (like(), like(), like());
+    let (residual, dtype) = (x.dtype(), p.projector.0.dtype());
+    let (dnormed, normed) = (gpu.alloc(dtype, x.shape()), gpu.alloc(dtype, x.shape()));
+    let mut dx = StreamGrad::new(gpu, residual, dtype, x.shape());
     let stats = layer_norm::stats(gpu, x.dim(0));
     gemm::nn(dtokens, &p.projector.0).to(gpu, &dnormed);
     let norm = LayerNorm::new(&p.post_norm.0, &p.post_norm.1);
-    norm.backward(gpu, &x, &dnormed, None, &dx, Some(&normed), Some(&stats));
+    norm.backward(
+        gpu,
+        layer_norm::Backward {
+            x: &x,
+            dy: &dnormed,
+            around: None,
+            dx: &dx.sum,
+            rounded: dx.rounded(),
+            y: Some(&normed),
+            stats: Some(&stats),
+        },
+    );
     norm_params(gpu, &x, &stats, &dnormed, &g.post_norm);
     linear_params(gpu, dtokens, &normed, &g.projector);
     drop((dnormed, normed, x));
@@ -285,13 +322,13 @@ pub fn backward(gpu: &Gpu, p: &Vision, g: &Vision, heads: Heads, layout: &ImageL
             break;
         };
         let wanted = !blocks.is_empty() || patches.is_some();
-        let below = wanted.then(|| gpu.alloc(x.dtype(), x.shape()));
+        let below = wanted.then(|| StreamGrad::new(gpu, residual, dtype, x.shape()));
         block_backward(gpu, block, grads, heads, layout, &x, saved, &dx, below.as_ref());
         if let Some(below) = below {
             dx = below;
         }
     }
     if let Some(patches) = patches {
-        patch_embed::backward(gpu, &patches, &dx, &g.patch.0, &g.patch.1, Some(&g.position));
+        patch_embed::backward(gpu, &patches, &dx.operand, &g.patch.0, &g.patch.1, Some(&g.position));
     }
 }

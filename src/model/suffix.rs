@@ -169,7 +169,7 @@ pub fn forward(
         let (keys, own) = (Keys::cache(cache, heads), Keys::fused(&qkv, heads));
         let kept = keep.map(|_| &lse);
         Attention::new(heads).forward(gpu, &rows.plan, Columns::all(&qkv), keys, Some(own), &o, kept);
-        let y = gpu.alloc(net.dtype, h.shape());
+        let y = gpu.alloc(net.residual, h.shape());
         let done = gemma::finish(gpu, block, modulated, &h, &o, &y, keep == Some(Remat::None));
         if let Some(keep) = keep {
             layers.push(BlockTape {
@@ -199,14 +199,19 @@ pub fn forward(
 fn embed(gpu: &Gpu, net: &Net<'_>, x: &Tensor, time: &TimeView<'_>, keep: bool) -> (Tensor, Tensor, Option<Tensor>) {
     let heads = &net.params.heads;
     let e = net.dims.expert.width;
-    let rows = || gpu.alloc(net.dtype, [x.dim(0), e]);
-    let a = rows();
+    let room = |dtype| gpu.alloc(dtype, [x.dim(0), e]);
+    // Without a time MLP the action embedding begins the residual stream.
+    let a = room(if time.times.row().is_some() {
+        net.dtype
+    } else {
+        net.residual
+    });
     gemm::nt(x, &heads.action_in.0).bias(&heads.action_in.1).to(gpu, &a);
     let Some(row) = time.times.row() else {
         return (a.clone(), a, None);
     };
-    let (hidden, tokens) = (rows(), rows());
-    let pre = keep.then(rows);
+    let (hidden, tokens) = (room(net.dtype), room(net.residual));
+    let pre = keep.then(|| room(net.dtype));
     let mut mix = gemm::nt(&a, action_half(&heads.time_in.0, e))
         .extra(&time.lines(row), time.row_map())
         .act(Act::Swish);

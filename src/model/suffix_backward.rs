@@ -12,6 +12,7 @@ use super::flow_time::{FlowTimes, learns, linear_params};
 use super::freeze::Reach;
 use super::gemma::{self, BlockGrads, BlockModulation, Modulated, TimeGroups};
 use super::prefix::Net;
+use super::stream::StreamGrad;
 use super::suffix::{RowTimes, Rows, Tape, TimeView, action_half, final_modulation};
 use crate::gpu::{Gpu, Tensor};
 use crate::ops::activation::{self, Activation};
@@ -72,7 +73,7 @@ pub struct SuffixBackward<'a> {
     dnormed: Tensor,
     rstd: Tensor,
     /// Gradients at the tokens, in front of the time MLP's activation, at the action embedding, `[M, E]`.
-    pub dtokens: Tensor,
+    pub dtokens: StreamGrad,
     dpre: Option<Tensor>,
     da: Tensor,
 }
@@ -100,15 +101,16 @@ impl<'a> SuffixBackward<'a> {
             tape.complete(gpu, block, modulated);
             let d_o = gpu.alloc(net.dtype, [m, heads.q_width()]);
             let dqkv = gpu.alloc(net.dtype, [m, heads.fused()]);
-            layers.push(BlockGrads::new(
-                gpu,
-                block,
-                m,
-                net.dtype,
-                d_o,
-                dqkv,
-                gpu.f32([m, heads.q]),
-            ));
+            let mut g = BlockGrads::new(gpu, block, m, net.residual, d_o, dqkv, gpu.f32([m, heads.q]));
+            if let Some(first) = layers.first()
+                && g.dy.rounded().is_some()
+            {
+                // Weights wait for the operands alone; the sums are used up on their way down.
+                let BlockGrads { dy, dmiddle, .. }: &BlockGrads = first;
+                g.dy.sum = dy.sum.clone();
+                g.dmiddle.sum = dmiddle.sum.clone();
+            }
+            layers.push(g);
         }
         let h = net.dims.action_horizon;
         let own = |i: usize| KeyRun {
@@ -116,15 +118,18 @@ impl<'a> SuffixBackward<'a> {
             k_rows: h,
             queries: vec![(i * h, h)],
         };
-        let stream = || gpu.alloc(net.dtype, [m, e]);
-        let dtokens = stream();
+        let room = || gpu.alloc(net.dtype, [m, e]);
+        let dtokens = StreamGrad::new(gpu, net.residual, net.dtype, [m, e]);
         SuffixBackward {
             own_keys: KeyPlan::new(gpu, (0..rows.sequences).map(own).collect()),
             dv: gpu.f32([m, net.dims.action_dim]),
-            dnormed: stream(),
+            dnormed: room(),
             rstd: rms_norm::rstd(gpu, m),
-            dpre: tape.pre.as_ref().map(|_| stream()),
-            da: if tape.pre.is_some() { stream() } else { dtokens.clone() },
+            dpre: tape.pre.as_ref().map(|_| room()),
+            da: match &tape.pre {
+                Some(_) => room(),
+                None => dtokens.operand.clone(),
+            },
             dtokens,
             gpu,
             net,
@@ -158,7 +163,7 @@ impl<'a> SuffixBackward<'a> {
         gemm::nn(&part(&self.dv), &net.params.heads.action_out.0).to(gpu, &dnormed);
         let depth = self.layers.len();
         let table = view.last();
-        let top = part(&self.layers[depth - 1].dy);
+        let top = self.layers[depth - 1].dy.rows(rows.clone());
         rms_norm::backward(
             gpu,
             rms_norm::Backward {
@@ -166,7 +171,8 @@ impl<'a> SuffixBackward<'a> {
                 modulation: final_modulation(&net.params.expert_norm, table.as_ref(), &groups),
                 dy: &dnormed,
                 around: None,
-                dx: &top,
+                dx: &top.sum,
+                rounded: top.rounded(),
                 y: None,
                 rstd: Some(&part(&self.rstd)),
             },
@@ -194,9 +200,9 @@ impl<'a> SuffixBackward<'a> {
             attention.backward_keys(gpu, &own_keys, q, own, saved, &g.d_o, &g.delta, dkeys, false);
             rope::backward(gpu, heads, net.rope, &part(&self.rows.positions), &part(&g.dqkv), None);
             let below = if l > 0 {
-                part(&self.layers[l - 1].dy)
+                self.layers[l - 1].dy.rows(rows.clone())
             } else {
-                part(&self.dtokens)
+                self.dtokens.rows(rows.clone())
             };
             gemma::backward_in(gpu, block, modulated, tape, g, rows.clone(), &below);
         }
@@ -205,7 +211,7 @@ impl<'a> SuffixBackward<'a> {
         let da = part(&self.da);
         if let (Some(pre), Some(dpre)) = (&self.tape.pre, &self.dpre) {
             let dpre = part(dpre);
-            gemm::nn(&part(&self.dtokens), &heads.time_out.0).to(gpu, &dpre);
+            gemm::nn(&part(&self.dtokens.operand), &heads.time_out.0).to(gpu, &dpre);
             activation::backward(gpu, Activation::Swish, &part(pre), &dpre, &dpre, None);
             gemm::nn(&dpre, action_half(&heads.time_in.0, net.dims.expert.width)).to(gpu, &da);
         }
@@ -300,7 +306,7 @@ impl<'a> SuffixBackward<'a> {
         if let (Some(pre), Some(dpre), true) = (&self.tape.pre, &self.dpre, of_time) {
             let hidden = gpu.alloc(net.dtype, pre.shape());
             activation::forward(gpu, Activation::Swish, pre, &hidden);
-            linear_params(gpu, &self.dtokens, &hidden, &g.time_out);
+            linear_params(gpu, &self.dtokens.operand, &hidden, &g.time_out);
             if !g.time_in.0.is_empty() {
                 gemm::tn(dpre, &self.tape.a).add_to(gpu, action_half(&g.time_in.0, e));
             }

@@ -167,11 +167,11 @@ fn run(gpu: &Gpu, term: Term<'_>, lines: Lines<'_>, out: &Tensor, first: usize, 
     };
     let tensors = [dy, x, out];
     let lanes = Lanes::pick(gpu, &[d, first, stride], &tensors);
-    let operands = if kind == Kind::Plain { 1 } else { 2 };
+    let read = dy.bytes() + if kind == Kind::Plain { 0 } else { x.bytes() };
     let count = CubeCount::Static(d.div_ceil(lanes.count * UNITS) as u32, lines.lines as u32, 1);
     launch!(
         gpu,
-        Cost::moving("column_sum", operands * dy.bytes() + (lines.lines * d * 4) as u64),
+        Cost::moving("column_sum", read + (lines.lines * d * 4) as u64),
         column_sum_kernel,
         count,
         CubeDim::new_1d(UNITS as u32),

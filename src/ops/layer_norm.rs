@@ -36,6 +36,21 @@ pub struct LayerNorm<'a> {
     pub dropout: Option<(&'a Tensor, f32)>,
 }
 
+/// What [`LayerNorm::backward`] reads and writes.
+pub struct Backward<'a> {
+    pub x: &'a Tensor,
+    pub dy: &'a Tensor,
+    /// Gradient that reaches x around the norm (the residual), added to dx.
+    pub around: Option<&'a Tensor>,
+    pub dx: &'a Tensor,
+    /// dx again in another type, for products that read it.
+    pub rounded: Option<&'a Tensor>,
+    /// The forward result again, for the weight gradient of the layer behind the norm.
+    pub y: Option<&'a Tensor>,
+    /// Mean and 1/std of each row `[M, 2]` f32, for [`LayerNorm::backward_params`].
+    pub stats: Option<&'a Tensor>,
+}
+
 impl<'a> LayerNorm<'a> {
     /// A norm alone.
     pub fn new(weight: &'a Tensor, bias: &'a Tensor) -> Self {
@@ -89,41 +104,46 @@ impl<'a> LayerNorm<'a> {
         );
     }
 
-    /// Gradient with respect to x. `stats [M, 2]` receives mean and 1/std for [`LayerNorm::backward_params`]; with
-    /// ReLU or dropout, `dy` is overwritten by the gradient at the norm itself. `around` is added to dx. `y` receives
-    /// the forward result again.
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
-        &self,
-        gpu: &Gpu,
-        x: &Tensor,
-        dy: &Tensor,
-        around: Option<&Tensor>,
-        dx: &Tensor,
-        y: Option<&Tensor>,
-        stats: Option<&Tensor>,
-    ) {
-        let [m, d] = *x.shape() else {
-            panic!("x is [M, D], not {x:?}")
+    /// Gradient with respect to x; with ReLU or dropout, dy is overwritten by the gradient at the norm itself.
+    pub fn backward(&self, gpu: &Gpu, b: Backward<'_>) {
+        let [m, d] = *b.x.shape() else {
+            panic!("x is [M, D], not {:?}", b.x)
         };
         let (keep, factor) = self.keep();
         let parts = BackwardParts {
-            around: around.is_some(),
-            y: y.is_some(),
-            stats: stats.is_some(),
+            around: b.around.is_some(),
+            rounded: b.rounded.is_some(),
+            y: b.y.is_some(),
+            stats: b.stats.is_some(),
         };
-        let (around, y) = (around.unwrap_or(dy), y.unwrap_or(dx));
-        let tensors = [x, self.weight, self.bias, dy, around, dx, y];
+        let moved: u64 = [Some(b.x), Some(b.dy), b.around, Some(b.dx), b.rounded, b.y]
+            .into_iter()
+            .flatten()
+            .map(|t| t.bytes())
+            .sum();
+        let (x, dy, dx) = (b.x, b.dy, b.dx);
+        let (around, rounded, y) = (b.around.unwrap_or(dy), b.rounded.unwrap_or(dx), b.y.unwrap_or(dx));
+        let tensors = [x, self.weight, self.bias, dy, around, dx, rounded, y];
         let lanes = Lanes::pick(gpu, &[d], &tensors);
         let layout = RowLayout::of_lanes(gpu, d, lanes);
-        let moved = x.bytes() + dy.bytes() + dx.bytes() * (1 + parts.around as u64 + parts.y as u64);
         launch!(
             gpu,
             Cost::moving("layer_norm_backward", moved),
             layer_norm_backward,
             layout.count(gpu, m),
             layout.dim(),
-            [x, self.weight, self.bias, keep, dy, around, dx, y, stats.unwrap_or(dx)],
+            [
+                x,
+                self.weight,
+                self.bias,
+                keep,
+                dy,
+                around,
+                dx,
+                rounded,
+                y,
+                b.stats.unwrap_or(dx)
+            ],
             (
                 m,
                 d,
@@ -166,6 +186,7 @@ struct Behind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct BackwardParts {
     around: bool,
+    rounded: bool,
     y: bool,
     stats: bool,
 }
@@ -276,6 +297,7 @@ fn layer_norm_backward<
     DY: Numeric,
     R: Numeric,
     DX: Numeric,
+    DR: Numeric,
     Y: Numeric,
     W: Size,
     N: Size,
@@ -287,6 +309,7 @@ fn layer_norm_backward<
     dy: &mut View<Vector<DY, W>>,
     around: &View<Vector<R, W>>,
     dx: &mut View<Vector<DX, W>>,
+    rounded: &mut View<Vector<DR, W>>,
     y: &mut View<Vector<Y, W>>,
     stats: &mut View<f32>,
     m: usize,
@@ -297,7 +320,7 @@ fn layer_norm_backward<
     #[comptime] behind: Behind,
     #[comptime] parts: BackwardParts,
     #[comptime] lanes: Lanes,
-    #[define(X, T, B, DY, R, DX, Y)] _types: [StorageType; 7],
+    #[define(X, T, B, DY, R, DX, DR, Y)] _types: [StorageType; 8],
     #[define(W, N)] _sizes: [usize; 2],
 ) {
     let (row, unit) = row_of_unit(layout);
@@ -333,6 +356,7 @@ fn layer_norm_backward<
     if row < m {
         let around_at = around.start() + row * d;
         let dx_at = dx.start() + row * d;
+        let rounded_at = rounded.start() + row * d;
         let y_at = y.start() + row * d;
         let mut i = unit * lanes.count;
         while i < d {
@@ -345,6 +369,9 @@ fn layer_norm_backward<
                 out += load::<R, W, N>(around, around_at + i, lanes);
             }
             store::<DX, W, N>(dx, dx_at + i, out, lanes);
+            if comptime!(parts.rounded) {
+                store::<DR, W, N>(rounded, rounded_at + i, out, lanes);
+            }
             if comptime!(parts.y) {
                 let mut again = normed * w + load::<B, W, N>(bias, b_at + i, lanes);
                 if comptime!(gated) {

@@ -10,6 +10,8 @@
 //! x, y, dy, dx `[M, D]`. The gate is applied by [`gated_residual`](super::gated_residual), not here.
 //! Source: Zhang & Sennrich 2019; Gemma's `1 + w`; π₀.₅'s adaRMS (openpi `gemma.py`).
 //!
+//! x and dx are a residual stream and may be of a wider type than y and dy; backward then writes dx in both.
+//!
 //! Cost: memory bound; forward reads x and writes y, backward reads x, dy (and a residual) and writes dx.
 
 use cubecl::ir::StorageType;
@@ -89,6 +91,8 @@ pub struct Backward<'a> {
     /// Gradient that reaches x around the norm (the residual), added to dx.
     pub around: Option<&'a Tensor>,
     pub dx: &'a Tensor,
+    /// dx again in another type, for products that read it.
+    pub rounded: Option<&'a Tensor>,
     /// The forward result again, for the weight gradient of the layer behind the norm.
     pub y: Option<&'a Tensor>,
     /// `1 / sqrt(mean(x²) + ε)` per row `[M]` f32, for [`backward_scale`].
@@ -101,18 +105,20 @@ pub fn backward(gpu: &Gpu, b: Backward<'_>) {
         panic!("x is [M, D], not {:?}", b.x)
     };
     let around = b.around.unwrap_or(b.dy);
+    let rounded = b.rounded.unwrap_or(b.dx);
     let y = b.y.unwrap_or(b.dx);
     let rstd = b.rstd.unwrap_or(b.dx);
     let table = b.modulation.table();
-    let tensors = [b.x, table, b.dy, around, b.dx, y];
+    let tensors = [b.x, table, b.dy, around, b.dx, rounded, y];
     let lanes = Lanes::pick(gpu, &[d], &tensors);
     let layout = RowLayout::of_lanes(gpu, d, lanes);
     let parts = BackwardParts {
         around: b.around.is_some(),
+        rounded: b.rounded.is_some(),
         y: b.y.is_some(),
         rstd: b.rstd.is_some(),
     };
-    let moved: u64 = [Some(b.x), Some(b.dy), b.around, Some(b.dx), b.y]
+    let moved: u64 = [Some(b.x), Some(b.dy), b.around, Some(b.dx), b.rounded, b.y]
         .into_iter()
         .flatten()
         .map(|t| t.bytes())
@@ -123,7 +129,7 @@ pub fn backward(gpu: &Gpu, b: Backward<'_>) {
         rms_norm_backward,
         layout.count(gpu, m),
         layout.dim(),
-        [b.x, table, b.modulation.groups(), b.dy, around, b.dx, y, rstd],
+        [b.x, table, b.modulation.groups(), b.dy, around, b.dx, rounded, y, rstd],
         (
             m,
             d,
@@ -158,6 +164,7 @@ pub fn rstd(gpu: &Gpu, rows: usize) -> Tensor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct BackwardParts {
     around: bool,
+    rounded: bool,
     y: bool,
     rstd: bool,
 }
@@ -239,13 +246,24 @@ fn rms_norm_forward<X: Numeric, T: Numeric, Y: Numeric, W: Size, N: Size>(
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn rms_norm_backward<X: Numeric, T: Numeric, DY: Numeric, R: Numeric, DX: Numeric, Y: Numeric, W: Size, N: Size>(
+fn rms_norm_backward<
+    X: Numeric,
+    T: Numeric,
+    DY: Numeric,
+    R: Numeric,
+    DX: Numeric,
+    DR: Numeric,
+    Y: Numeric,
+    W: Size,
+    N: Size,
+>(
     x: &View<Vector<X, W>>,
     table: &View<Vector<T, W>>,
     groups: &View<u32>,
     dy: &View<Vector<DY, W>>,
     around: &View<Vector<R, W>>,
     dx: &mut View<Vector<DX, W>>,
+    rounded: &mut View<Vector<DR, W>>,
     y: &mut View<Vector<Y, W>>,
     rstd: &mut View<f32>,
     m: usize,
@@ -254,7 +272,7 @@ fn rms_norm_backward<X: Numeric, T: Numeric, DY: Numeric, R: Numeric, DX: Numeri
     #[comptime] adaptive: bool,
     #[comptime] parts: BackwardParts,
     #[comptime] lanes: Lanes,
-    #[define(X, T, DY, R, DX, Y)] _types: [StorageType; 6],
+    #[define(X, T, DY, R, DX, DR, Y)] _types: [StorageType; 7],
     #[define(W, N)] _sizes: [usize; 2],
 ) {
     let (row, unit) = row_of_unit(layout);
@@ -281,6 +299,7 @@ fn rms_norm_backward<X: Numeric, T: Numeric, DY: Numeric, R: Numeric, DX: Numeri
     if row < m {
         let around_at = around.start() + row * d;
         let dx_at = dx.start() + row * d;
+        let rounded_at = rounded.start() + row * d;
         let y_at = y.start() + row * d;
         let mut i = unit * lanes.count;
         while i < d {
@@ -292,6 +311,9 @@ fn rms_norm_backward<X: Numeric, T: Numeric, DY: Numeric, R: Numeric, DX: Numeri
                 out += load::<R, W, N>(around, around_at + i, lanes);
             }
             store::<DX, W, N>(dx, dx_at + i, out, lanes);
+            if comptime!(parts.rounded) {
+                store::<DR, W, N>(rounded, rounded_at + i, out, lanes);
+            }
             if comptime!(parts.y) {
                 let again = modulated::<T, W, N>(v * Vector::new(r), table, w_at + i, d, adaptive, lanes);
                 store::<Y, W, N>(y, y_at + i, again, lanes);

@@ -4,6 +4,7 @@ use crate::gpu::DType;
 use crate::model::freeze::Freeze;
 use crate::model::prefix::Depth;
 use crate::model::remat::Remat;
+use crate::model::stream::Storage;
 use crate::ops::blockwise::Format;
 use crate::ops::ensemble::Aggregate;
 use crate::ops::optimizers::Optimizer;
@@ -111,9 +112,19 @@ pub struct StepConfig {
     /// Keep parameters that nothing computes with on the host, where they stay as they are. Updates must do the same
     /// to be the same.
     pub unused_on_host: bool,
+    /// Residual streams and their gradients in f32, whatever `dtype` is.
+    pub f32_residual: bool,
 }
 
 impl StepConfig {
+    /// How activations are stored.
+    pub fn storage(&self) -> Storage {
+        Storage {
+            dtype: self.dtype,
+            f32_residual: self.f32_residual,
+        }
+    }
+
     /// Does update number `step` (from 0) change π₀?
     pub fn updates_pi0(&self, step: u64) -> bool {
         step.is_multiple_of(self.actor_update_freq)

@@ -40,7 +40,12 @@ pub fn backward(learner: &Learner, layout: &PrefixLayout, who: &Who, k: usize, d
             blocks::copy(gpu, Rect::rows(&from, width), Rect::rows(&to, width), 1, width, true);
         }
     }
-    let drows = gpu.alloc(learner.config.dtype, [layout.rows, d.feature_width]);
+    let dtype = match learner.config.features {
+        // The embedded tokens begin a residual stream, the output of a norm does not.
+        Features::Embedding => learner.config.storage().residual(),
+        Features::Llm => learner.config.dtype,
+    };
+    let drows = gpu.alloc(dtype, [layout.rows, d.feature_width]);
     fill::zero(gpu, &drows);
     mean_pool::backward(gpu, &dpool, layout.pool(), &drows);
     drows

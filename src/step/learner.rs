@@ -278,6 +278,7 @@ impl Learner {
             params: &self.params,
             rope: &self.rope,
             dtype: self.config.dtype,
+            residual: self.config.storage().residual(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a configuration means for the step.
 
-use crate::config::{self, ActorObjective, Config, CriticLoss, PromptStates, QAggregation};
+use crate::config::{self, ActorObjective, Config, CriticLoss, PromptStates, QAggregation, ResidualPrecision};
 use crate::model::lookup;
 use crate::model::remat::Remat;
 use crate::ops::blockwise::Format;
@@ -65,6 +65,7 @@ pub fn step_config(config: &Config) -> StepConfig {
         },
         prompt_rows: prompt_rows(config).ok(),
         unused_on_host: lookup::stands_still(a.actor_lr, config.optimizer.actor.weight_decay),
+        f32_residual: config.model.residual_dtype == ResidualPrecision::Float32,
     }
 }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Fixture;
 use crate::gpu::DType;
+use crate::model::stream::Storage;
 
 /// What a tensor is, which decides how near it must be.
 ///
@@ -97,6 +98,8 @@ pub struct Report {
     pub group: String,
     /// How the model was stored: `float32`, `float16` or `bfloat16`.
     pub dtype: &'static str,
+    /// How its residual streams were.
+    pub residual_dtype: &'static str,
     pub rows: Vec<Row>,
     /// What the group holds that has no check here.
     pub unknown: Vec<String>,
@@ -106,14 +109,16 @@ pub struct Report {
 }
 
 impl Report {
-    /// Of a model stored as `dtype`.
-    pub(crate) fn new(group: &str, dtype: DType) -> Report {
+    /// Of a model stored like this.
+    pub(crate) fn new(group: &str, storage: impl Into<Storage>) -> Report {
+        let storage = storage.into();
         Report {
             group: group.into(),
-            dtype: dtype.name(),
+            dtype: storage.dtype.name(),
+            residual_dtype: storage.residual().name(),
             rows: Vec::new(),
             unknown: Vec::new(),
-            half: epsilon_of_half(dtype),
+            half: epsilon_of_half(storage.dtype),
         }
     }
 

@@ -115,6 +115,7 @@ impl TrainingGroup {
             dtype: DType::F32,
             prompt_rows: None,
             unused_on_host: false,
+            f32_residual: false,
         })
     }
 

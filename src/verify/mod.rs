@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::gpu::{DType, Gpu, GpuError};
+use crate::model::stream::Storage;
 
 pub use compare::{Cosine, Kind, Report, Row};
 pub use find::Found;
@@ -60,9 +61,12 @@ pub fn run(gpu: &Gpu, group: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Rep
     run_as(gpu, group, DType::F32, wanted)
 }
 
-/// Checks one group with the model (activations, and the weights that compute) stored as `dtype`: f32, f16 or bf16. What
-/// is f32 in every model (losses, critics, optimizer, data) is held to the rules of f32.
-pub fn run_as(gpu: &Gpu, group: &Path, dtype: DType, wanted: &dyn Fn(&str) -> bool) -> Result<Report> {
+/// Checks one group with the model (activations, and the weights that compute) stored as f32, f16 or bf16, its residual
+/// streams like the rest or in f32. What is f32 in every model (losses, critics, optimizer, data) is held to the rules of
+/// f32.
+pub fn run_as(gpu: &Gpu, group: &Path, storage: impl Into<Storage>, wanted: &dyn Fn(&str) -> bool) -> Result<Report> {
+    let storage = storage.into();
+    let dtype = storage.dtype;
     if !gpu.caps().stores(dtype) {
         return Err(VerifyError::Gpu(GpuError::Dtype {
             op: "verify",
@@ -71,15 +75,15 @@ pub fn run_as(gpu: &Gpu, group: &Path, dtype: DType, wanted: &dyn Fn(&str) -> bo
         }));
     }
     let fixture = Fixture::open(group)?;
-    let mut report = Report::new(&fixture.name, dtype);
+    let mut report = Report::new(&fixture.name, storage);
     let has = |key: &str| fixture.json.get(key).is_some();
     match () {
-        () if has("ops") => ops::run(gpu, &fixture, dtype, wanted, &mut report)?,
+        () if has("ops") => ops::run(gpu, &fixture, storage, wanted, &mut report)?,
         () if has("groups") => {
             report.with_storage(DType::F32, |report| data_ops::run(gpu, &fixture, wanted, report))?
         }
-        () if has("dims") && has("hyper") => training::run(gpu, fixture, dtype, wanted, &mut report)?,
-        () if has("dims") => policy::run(gpu, &fixture, dtype, wanted, &mut report)?,
+        () if has("dims") && has("hyper") => training::run(gpu, fixture, storage, wanted, &mut report)?,
+        () if has("dims") => policy::run(gpu, &fixture, storage, wanted, &mut report)?,
         () if published::is_table(&fixture.json) => published::run(&fixture, wanted, &mut report)?,
         () => {
             return Err(VerifyError::Format {

@@ -6,6 +6,7 @@ use super::policy::gradient_kind;
 use super::{Fixture, Report, Result, after_colon, inputs, trajectory};
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::params::ParamStore;
+use crate::model::stream::Storage;
 use crate::ops::ensemble::Aggregate;
 use crate::ops::td::TdLoss;
 use crate::step::batch::MicroBatch;
@@ -18,7 +19,7 @@ use crate::step::schedule::{Outcome, micro_batch};
 pub(super) fn run(
     gpu: &Gpu,
     f: Fixture,
-    dtype: DType,
+    storage: Storage,
     wanted: &dyn Fn(&str) -> bool,
     report: &mut Report,
 ) -> Result<()> {
@@ -26,7 +27,7 @@ pub(super) fn run(
     let mut case = Case {
         gpu,
         group,
-        dtype,
+        storage,
         wanted,
         report: &mut *report,
     };
@@ -51,7 +52,7 @@ pub(super) struct Case<'a> {
     pub gpu: &'a Gpu,
     pub group: TrainingGroup,
     /// How the model is stored.
-    dtype: DType,
+    storage: Storage,
     wanted: &'a dyn Fn(&str) -> bool,
     pub report: &'a mut Report,
 }
@@ -66,7 +67,8 @@ impl Case<'_> {
     /// The step as the group describes it, with the model stored as asked.
     pub fn config(&self) -> Result<StepConfig> {
         Ok(StepConfig {
-            dtype: self.dtype,
+            dtype: self.storage.dtype,
+            f32_residual: self.storage.f32_residual,
             ..self.group.config()?
         })
     }
@@ -83,7 +85,7 @@ impl Case<'_> {
 
     /// Is the model stored in half precision?
     pub fn half(&self) -> bool {
-        matches!(self.dtype, DType::F16 | DType::Bf16)
+        matches!(self.storage.dtype, DType::F16 | DType::Bf16)
     }
 
     /// Compares how far tensor `key` has moved from `start`, in relative L2, after `roundings` roundings to f32; with
@@ -117,7 +119,7 @@ impl Case<'_> {
 
     /// Compares a number of the description, if it is there and wanted.
     pub fn check_number(&mut self, pointer: &str, how: &str, kind: Kind, got: f64) {
-        self.number(self.dtype, pointer, how, kind, got);
+        self.number(self.storage.dtype, pointer, how, kind, got);
     }
 
     /// The same for a learning rate, which is f32 however the model is stored.

@@ -126,7 +126,7 @@ fn update(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: StepConfig, ba
     optimizer::update(&learner, &metrics, 0, RATES);
 }
 
-/// The step people run, and one with the other choice wherever there is one.
+/// The step people run, and one with the other choice wherever there is one; both also with residual streams in f32.
 fn both(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: &StepConfig, dtypes: &[DType], batch: &MicroBatch) {
     for &dtype in dtypes {
         let usual = StepConfig {
@@ -167,8 +167,18 @@ fn both(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: &StepConfig, dty
             moments: Format::Blockwise8,
             ema_on_host: false,
             separate_prefixes: true,
-            ..usual
+            ..usual.clone()
         };
+        if dtype != DType::F32 {
+            // Residual streams in f32, with everything kept and with everything computed again.
+            for config in [&usual, &other] {
+                let wide = StepConfig {
+                    f32_residual: true,
+                    ..config.clone()
+                };
+                step(gpu, dims, critic, wide, batch);
+            }
+        }
         step(gpu, dims, critic, other, batch);
     }
 }

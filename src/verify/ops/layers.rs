@@ -122,7 +122,7 @@ pub(super) fn patch_embed_case(c: &mut Case<'_>) -> Result<()> {
 
 pub(super) fn vit_block_case(c: &mut Case<'_>) -> Result<()> {
     let [images, tokens, w] = c.axes("in/x")?;
-    let (x, dy) = (c.stored_rows("in/x")?, c.stored_rows("cot/dy")?);
+    let (x, dy) = (c.stream_rows("in/x")?, c.stream_grad("cot/dy")?);
     let stack = |c: &Case<'_>, names: [&str; 3], what: &str| -> Result<Tensor> {
         let parts: Vec<Vec<f32>> = names
             .iter()
@@ -173,12 +173,12 @@ pub(super) fn vit_block_case(c: &mut Case<'_>) -> Result<()> {
     let heads = best.ok_or_else(|| c.broken("x has no width"))?.1;
     for remat in [Remat::None, Remat::Mlp, Remat::Full] {
         let grads = params.map(|t| c.zeros(t));
-        let (y, dx) = (c.like(&x), c.like(&x));
+        let (y, dx) = (c.like(&x), c.stream_like(&x));
         let saved = siglip::block_forward(c.gpu, &params, heads, &layout, &x, &y, Some(remat));
         let saved = saved.ok_or_else(|| c.broken("nothing was kept"))?;
         siglip::block_backward(c.gpu, &params, &grads, heads, &layout, &x, saved, &dy, Some(&dx));
         c.output("y", &y)?;
-        c.gradient("x", &dx)?;
+        c.stream_gradient("x", &dx)?;
         for (name, (weight, bias)) in [
             ("layer_norm1", &grads.norm1),
             ("layer_norm2", &grads.norm2),

@@ -10,6 +10,7 @@ mod updates;
 
 use super::{Fixture, Kind, Report, Result, VerifyError, axes};
 use crate::gpu::{DType, Gpu, Shape, Tensor};
+use crate::model::stream::{Storage, StreamGrad};
 use crate::ops::activation::Activation;
 use crate::ops::fill;
 
@@ -36,23 +37,28 @@ const STORED: [&str; 14] = [
 pub(super) fn run(
     gpu: &Gpu,
     f: &Fixture,
-    dtype: DType,
+    storage: Storage,
     wanted: &dyn Fn(&str) -> bool,
     report: &mut Report,
 ) -> Result<()> {
     for op in f.prefixes(wanted) {
         let op = op.as_str();
-        let dtype = if STORED.contains(&op) { dtype } else { DType::F32 };
+        let storage = if STORED.contains(&op) {
+            storage
+        } else {
+            DType::F32.into()
+        };
         let Some((runner, shapes)) = runner(op) else {
             report.unknown.push(op.to_string());
             continue;
         };
-        report.with_storage(dtype, |report| -> Result<()> {
+        report.with_storage(storage.dtype, |report| -> Result<()> {
             let mut case = Case {
                 gpu,
                 f,
                 op,
-                dtype,
+                dtype: storage.dtype,
+                residual: storage.residual(),
                 report,
             };
             case.expect(shapes)?;
@@ -132,6 +138,8 @@ pub(super) struct Case<'a> {
     pub op: &'a str,
     /// How activations and the weights that compute are stored; gradients of weights are f32.
     pub dtype: DType,
+    /// How residual streams are.
+    pub residual: DType,
     pub report: &'a mut Report,
 }
 
@@ -193,6 +201,27 @@ impl Case<'_> {
         self.as_rows(part, self.stored(part)?)
     }
 
+    /// The same, stored as residual streams are.
+    pub fn stream_rows(&self, part: &str) -> Result<Tensor> {
+        self.as_rows(part, self.upload(part, self.residual)?)
+    }
+
+    /// An input that is the gradient of a residual stream.
+    pub fn stream_grad(&self, part: &str) -> Result<StreamGrad> {
+        let sum = self.stream_rows(part)?;
+        let operand = if self.residual == self.dtype {
+            sum.clone()
+        } else {
+            self.stored_rows(part)?
+        };
+        Ok(StreamGrad { sum, operand })
+    }
+
+    /// Memory for the gradient of a residual stream.
+    pub fn stream_like(&self, x: &Tensor) -> StreamGrad {
+        StreamGrad::new(self.gpu, self.residual, self.dtype, x.shape())
+    }
+
     fn as_rows(&self, part: &str, t: Tensor) -> Result<Tensor> {
         let width = self.width(part)?;
         Ok(t.view([t.len() / width, width]))
@@ -237,6 +266,15 @@ impl Case<'_> {
 
     pub fn gradient(&mut self, part: &str, got: &Tensor) -> Result<()> {
         self.check(&format!("grad/{part}"), Kind::Gradient, got)
+    }
+
+    /// The gradient of a residual stream, and what products read of it.
+    pub fn stream_gradient(&mut self, part: &str, got: &StreamGrad) -> Result<()> {
+        self.gradient(part, &got.sum)?;
+        match got.rounded() {
+            Some(rounded) => self.gradient(part, rounded),
+            None => Ok(()),
+        }
     }
 
     pub fn number(&self, key: &str) -> Result<f64> {

@@ -8,8 +8,8 @@ use crate::ops::{column_sum, gemm};
 use crate::verify::Result;
 
 pub(super) fn rms_norm_case(c: &mut Case<'_>) -> Result<()> {
-    let (x, scale, dy) = (c.stored_rows("in/x")?, c.stored("in/scale")?, c.stored_rows("cot/dy")?);
-    let (y, dx, again) = (c.like(&x), c.like(&x), c.like(&x));
+    let (x, scale, dy) = (c.stream_rows("in/x")?, c.stored("in/scale")?, c.stored_rows("cot/dy")?);
+    let (y, dx, again) = (c.like(&dy), c.stream_like(&x), c.like(&dy));
     let (dscale, rstd) = (c.zeros(&scale), rms_norm::rstd(c.gpu, x.dim(0)));
     let modulation = Modulation::Plain(&scale);
     rms_norm::forward(c.gpu, &x, modulation, &y);
@@ -18,7 +18,8 @@ pub(super) fn rms_norm_case(c: &mut Case<'_>) -> Result<()> {
         modulation,
         dy: &dy,
         around: None,
-        dx: &dx,
+        dx: &dx.sum,
+        rounded: dx.rounded(),
         y: Some(&again),
         rstd: Some(&rstd),
     };
@@ -26,7 +27,7 @@ pub(super) fn rms_norm_case(c: &mut Case<'_>) -> Result<()> {
     rms_norm::backward_scale(c.gpu, &x, &rstd, &dy, &dscale);
     c.output("y", &y)?;
     c.output("y", &again)?;
-    c.gradient("x", &dx)?;
+    c.stream_gradient("x", &dx)?;
     c.gradient("scale", &dscale)
 }
 
@@ -35,7 +36,7 @@ pub(super) fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
     let [b, l, d] = c.axes("in/x")?;
     // What depends on the time alone is f32.
     let (x, cond, w, bias) = (
-        c.stored_rows("in/x")?,
+        c.stream_rows("in/x")?,
         c.rows("in/cond")?,
         c.stored("in/w")?,
         c.stored("in/b")?,
@@ -51,7 +52,7 @@ pub(super) fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
         table: &table,
         groups: &groups,
     };
-    let y = c.like(&x);
+    let y = c.like(&dy);
     rms_norm::forward(c.gpu, &x, modulation, &y);
     let gate = c.gpu.f32([b, d]);
     blocks::copy(
@@ -62,13 +63,14 @@ pub(super) fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
         d,
         false,
     );
-    let (dx, again, rstd) = (c.like(&x), c.like(&x), rms_norm::rstd(c.gpu, b * l));
+    let (dx, again, rstd) = (c.stream_like(&x), c.like(&dy), rms_norm::rstd(c.gpu, b * l));
     let backward = rms_norm::Backward {
         x: &x,
         modulation,
         dy: &dy,
         around: None,
-        dx: &dx,
+        dx: &dx.sum,
+        rounded: dx.rounded(),
         y: Some(&again),
         rstd: Some(&rstd),
     };
@@ -90,7 +92,7 @@ pub(super) fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
     c.output("y0", &y)?;
     c.output("y0", &again)?;
     c.output("y1", &gate)?;
-    c.gradient("x", &dx)?;
+    c.stream_gradient("x", &dx)?;
     c.gradient("cond", &dcond)?;
     c.gradient("w", &dw)?;
     c.gradient("b", &db)
@@ -98,20 +100,29 @@ pub(super) fn ada_rms_norm_case(c: &mut Case<'_>) -> Result<()> {
 
 pub(super) fn layer_norm_case(c: &mut Case<'_>) -> Result<()> {
     let (x, w, b, dy) = (
-        c.stored_rows("in/x")?,
+        c.stream_rows("in/x")?,
         c.stored("in/weight")?,
         c.stored("in/bias")?,
         c.stored_rows("cot/dy")?,
     );
     let norm = LayerNorm::new(&w, &b);
-    let (y, dx, again) = (c.like(&x), c.like(&x), c.like(&x));
+    let (y, dx, again) = (c.like(&dy), c.stream_like(&x), c.like(&dy));
     let (dw, db, stats) = (c.zeros(&w), c.zeros(&b), layer_norm::stats(c.gpu, x.dim(0)));
     norm.forward(c.gpu, &x, &y);
-    norm.backward(c.gpu, &x, &dy, None, &dx, Some(&again), Some(&stats));
+    let backward = layer_norm::Backward {
+        x: &x,
+        dy: &dy,
+        around: None,
+        dx: &dx.sum,
+        rounded: dx.rounded(),
+        y: Some(&again),
+        stats: Some(&stats),
+    };
+    norm.backward(c.gpu, backward);
     LayerNorm::backward_params(c.gpu, &x, &stats, &dy, &dw, &db);
     c.output("y", &y)?;
     c.output("y", &again)?;
-    c.gradient("x", &dx)?;
+    c.stream_gradient("x", &dx)?;
     c.gradient("weight", &dw)?;
     c.gradient("bias", &db)
 }

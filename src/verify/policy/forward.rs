@@ -91,7 +91,7 @@ pub(super) fn check(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
     keys_and_values(p, c, &layout, &cache, &tape, &action_rows)?;
     // The final norm of the expert, on state and actions.
     let normed = |x: &Tensor, modulation: Modulation<'_>| {
-        let y = gpu.alloc(x.dtype(), x.shape());
+        let y = gpu.alloc(net.dtype, x.shape());
         rms_norm::forward(gpu, x, modulation, &y);
         y
     };

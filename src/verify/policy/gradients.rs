@@ -50,7 +50,7 @@ pub(super) fn loss(p: &Policy<'_>, c: &mut Check<'_>) -> Result<()> {
     let weight = gpu.upload_f32(&vec![1.0 / (b * h) as f32; b * h], [b * h]);
     flow::velocity_loss(gpu, &v, &noise, &actions, &weight, 1.0, &error, Some(&back.dv));
     back.pull(0..b, None);
-    let dactions = p.read(&back.dtokens)?;
+    let dactions = p.read(&back.dtokens.sum)?;
 
     p.grads.clear(gpu);
     let tokens = finish(p, &layout, prefix, &cache, back, 1)?;

@@ -8,18 +8,19 @@ use super::compare::Kind;
 use super::{Fixture, Report, Result, after_colon, inputs};
 use crate::gpu::{DType, Gpu};
 use crate::model::params::ParamStore;
+use crate::model::stream::Storage;
 use model::Policy;
 
 /// Checks a policy group: `weights:`, `forward:`, `grads:`.
 pub(super) fn run(
     gpu: &Gpu,
     f: &Fixture,
-    dtype: DType,
+    storage: Storage,
     wanted: &dyn Fn(&str) -> bool,
     report: &mut Report,
 ) -> Result<()> {
     let dims = inputs::policy_dims(f)?;
-    let policy = Policy::load(gpu, f, &dims, dtype)?;
+    let policy = Policy::load(gpu, f, &dims, storage)?;
     let mut check = Check { f, wanted, report };
     let any = |part: &str| f.names().map(after_colon).any(|n| wanted(n) && n.starts_with(part));
     let sampling = any("sample/") || any("grad_sample/");

@@ -10,6 +10,7 @@ use crate::model::layout::{ObservationMasks, PrefixLayout};
 use crate::model::params::{ParamStore, Placement, Scope};
 use crate::model::prefix::{self, Depth, Net, PassOptions, Prefix};
 use crate::model::remat::Remat;
+use crate::model::stream::Storage;
 use crate::model::tables;
 use crate::ops::{flow, rope};
 use crate::step::batch::{Observations, Pictures};
@@ -22,7 +23,7 @@ pub(super) struct Policy<'a> {
     pub f: &'a Fixture,
     pub dims: &'a Pi0Dims,
     /// How activations, and the weights that compute, are stored.
-    pub dtype: DType,
+    pub storage: Storage,
     pub params: Pi0Params,
     pub grads: ParamStore,
     pub grad_params: Pi0Params,
@@ -36,15 +37,15 @@ pub(super) struct Policy<'a> {
 }
 
 impl<'a> Policy<'a> {
-    pub fn load(gpu: &'a Gpu, f: &'a Fixture, dims: &'a Pi0Dims, dtype: DType) -> Result<Policy<'a>> {
+    pub fn load(gpu: &'a Gpu, f: &'a Fixture, dims: &'a Pi0Dims, storage: Storage) -> Result<Policy<'a>> {
         let placement = Arc::new(Placement::new(Arc::new(tables::pi0(dims)), gpu.caps()));
         let mut values = inputs::parameters(f, "weights:", placement.table().tensors())?;
         let weights = ParamStore::zeros(gpu, placement.clone(), DType::F32, Scope::All);
         weights.write(gpu, |p| values.remove(&p.name));
-        let weights = if dtype == DType::F32 {
+        let weights = if storage.dtype == DType::F32 {
             weights
         } else {
-            let compute = ParamStore::new(gpu, placement.clone(), dtype, Scope::All);
+            let compute = ParamStore::new(gpu, placement.clone(), storage.dtype, Scope::All);
             compute.convert_from(gpu, &weights);
             compute
         };
@@ -76,7 +77,7 @@ impl<'a> Policy<'a> {
             packed,
             observations,
             dims,
-            dtype,
+            storage,
             _weights: weights,
         })
     }
@@ -86,7 +87,8 @@ impl<'a> Policy<'a> {
             dims: self.dims,
             params: &self.params,
             rope: &self.rope,
-            dtype: self.dtype,
+            dtype: self.storage.dtype,
+            residual: self.storage.residual(),
         }
     }
 
@@ -106,7 +108,7 @@ impl<'a> Policy<'a> {
     pub fn cache(&self, layout: &PrefixLayout) -> Vec<Tensor> {
         let width = 2 * self.dims.attention().kv_width();
         (0..self.dims.depth)
-            .map(|_| self.gpu.alloc(self.dtype, [layout.cache_rows, width]))
+            .map(|_| self.gpu.alloc(self.storage.dtype, [layout.cache_rows, width]))
             .collect()
     }
 
