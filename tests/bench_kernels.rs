@@ -277,6 +277,55 @@ fn lists_name_every_op_and_the_shapes_of_the_model() {
     assert_eq!(quick["quick"], true);
 }
 
+/// The floors that docs/KERNELS.md shows are those of the program.
+#[test]
+fn the_ladder_in_the_documents_is_what_the_program_prints() {
+    let printed = expect(0, &["--list", "--dtype=bf16", "--tflops=798", "--bandwidth=3.0TB/s"]).0;
+    let cells = |line: &str| -> Vec<String> { line.split('|').map(|cell| cell.trim().to_owned()).collect() };
+    let rows: std::collections::HashSet<Vec<String>> = printed.lines().map(|line| cells(line)[..].to_vec()).collect();
+    let text = std::fs::read_to_string(Path::new(ROOT).join("docs/KERNELS.md")).expect("a document");
+    let (_, ladder) = text.split_once("## The ladder").expect("a section");
+    let (ladder, _) = ladder.split_once("\n## ").expect("another section");
+    let mut shown = 0;
+    for line in ladder
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains("/b8"))
+    {
+        let mut row = cells(line);
+        // The share is the document's own.
+        let measured = row.remove(row.len() - 2);
+        assert!(rows.contains(&row), "`{line}` is not what --list prints");
+        assert!(measured == "not measured yet" || measured.ends_with('%'), "{line}");
+        shown += 1;
+    }
+    assert!(shown > 20, "{shown} rows");
+    complains(2, &["--list", "--tflops=798"], &["--bandwidth"]);
+    complains(2, &["--list", "--tflops=798", "--bandwidth=fast"], &["fast", "3.0TB/s"]);
+    let json = json(
+        &expect(
+            0,
+            &[
+                "--list",
+                "--json",
+                "--tflops=800",
+                "--bandwidth=1TB/s",
+                "--filter=square/nt/",
+            ],
+        )
+        .0,
+    );
+    let case = &json["cases"][0];
+    let (flops, bytes) = (
+        case["flops"].as_f64().expect("FLOPs"),
+        case["bytes"].as_f64().expect("bytes"),
+    );
+    let floor = case["floor_us"].as_f64().expect("a time");
+    assert!(
+        (floor / (1e6 * (flops / 800e12).max(bytes / 1e12)) - 1.0).abs() < 1e-9,
+        "{case}"
+    );
+}
+
 #[test]
 fn the_peers_know_every_kind_of_case() {
     if !python() {

@@ -63,6 +63,9 @@ pub struct Listed {
     pub bytes: f64,
     /// Memory of one copy of the operands.
     pub held_bytes: u64,
+    /// The least time on a device whose rates are known, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub floor_us: Option<f64>,
 }
 
 impl Case {
@@ -75,6 +78,7 @@ impl Case {
             flops: work.flops,
             bytes: work.bytes,
             held_bytes: work.held,
+            floor_us: None,
         }
     }
 }

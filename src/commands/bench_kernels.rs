@@ -12,6 +12,7 @@ use acrlpd::ops::roofline;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::flags::{DeviceFlag, storage};
+use super::plan::rate;
 use super::table::{number, table};
 use super::{FAILED, Outcome};
 
@@ -35,6 +36,12 @@ pub struct Args {
     /// Print the cases instead of measuring them; needs no device. With --json, for a peer.
     #[arg(long, conflicts_with_all = ["save", "compare", "peer", "from"])]
     list: bool,
+    /// With --list: also the least time of each case on a device whose matrix products run at X TFLOP/s.
+    #[arg(long, value_name = "X", requires_all = ["bandwidth", "list"])]
+    tflops: Option<f64>,
+    /// Bandwidth of that device's memory, e.g. 3.0TB/s.
+    #[arg(long, value_name = "RATE", requires_all = ["tflops", "list"], value_parser = rate)]
+    bandwidth: Option<f64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -120,19 +127,30 @@ fn cases(args: &Args, quick: bool) -> anyhow::Result<Vec<Case>> {
 
 fn list(args: &Args) -> Outcome {
     let dtype = args.dtype;
-    let listed: Vec<_> = cases(args, args.quick)?.iter().map(|case| case.listed(dtype)).collect();
+    let mut listed: Vec<_> = cases(args, args.quick)?.iter().map(|case| case.listed(dtype)).collect();
+    let speed = args.tflops.zip(args.bandwidth).map(|(tflops, bytes_per_s)| Roofline {
+        flops_per_s: tflops * 1e12,
+        bytes_per_s,
+    });
+    for one in &mut listed {
+        one.floor_us = speed.map(|speed| 1e3 * speed.least_ms(one.flops, one.bytes));
+    }
     if args.json {
         let all = serde_json::json!({ "format": FORMAT, "dtype": dtype.name(), "quick": args.quick, "cases": listed });
         super::print(&format!("{}\n", serde_json::to_string_pretty(&all)?))?;
         return Ok(0);
     }
-    let mut t = table(&["case", "GFLOP", "MB"], 1);
+    let mut header = vec!["case", "GFLOP", "MB"];
+    header.extend(speed.map(|_| "floor µs"));
+    let mut t = table(&header, 1);
     for one in &listed {
-        t.add_row([
+        let mut row = vec![
             one.case.name.clone(),
             number(one.flops * 1e-9),
             number(one.bytes * 1e-6),
-        ]);
+        ];
+        row.extend(one.floor_us.map(number));
+        t.add_row(row);
     }
     super::print(&format!("{t}\n{} cases, {}\n", listed.len(), dtype.name()))?;
     Ok(0)

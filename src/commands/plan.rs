@@ -246,6 +246,6 @@ fn gigabytes(bytes: u64) -> String {
 }
 
 /// `3.0TB/s` as bytes per second.
-fn rate(text: &str) -> Result<f64, String> {
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     size(text.trim_end_matches("/s")).map_err(|_| format!("`{text}` is not a bandwidth; use e.g. 3.0TB/s"))
 }
