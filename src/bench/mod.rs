@@ -12,6 +12,8 @@
 mod attention;
 mod case;
 mod check;
+#[cfg(feature = "peer-cubek")]
+pub mod cubek;
 mod losses;
 mod moves;
 mod norms;
@@ -47,38 +49,81 @@ pub fn filtered(cases: Vec<Case>, patterns: &[String]) -> Vec<Case> {
 /// # Errors
 /// A device that failed: nothing more can be measured on this [`Gpu`].
 pub fn measure(gpu: &Gpu, case: &Case, dtype: DType, roofline: &Roofline, pace: &Pace) -> Result<Row> {
+    let ours = |room: Room<'_>| case.op.work(room);
+    let mut rows = side_by_side(gpu, case, dtype, roofline, pace, &[Way { name: "", make: &ours }])?;
+    Ok(rows.pop().expect("one for each way"))
+}
+
+/// One way to do a case.
+struct Way<'a> {
+    /// What stands in the row's `kernel`; the kernels that ran if empty.
+    name: &'a str,
+    make: &'a dyn Fn(Room<'_>) -> Work,
+}
+
+/// Measures a case in several ways, in turn; a row for each.
+fn side_by_side(
+    gpu: &Gpu,
+    case: &Case,
+    dtype: DType,
+    roofline: &Roofline,
+    pace: &Pace,
+    ways: &[Way<'_>],
+) -> Result<Vec<Row>> {
     let listed = case.listed(dtype);
-    if let Some(why) = does_not_fit(gpu, &listed) {
-        return Ok(row(case, dtype, Status::Skipped, &why));
+    if let Some(why) = does_not_fit(gpu, &listed, ways.len()) {
+        let skipped = |way: &Way<'_>| Row {
+            kernel: way.name.into(),
+            ..row(case, dtype, Status::Skipped, &why)
+        };
+        return Ok(ways.iter().map(skipped).collect());
     }
-    let mut row = row(case, dtype, Status::Ok, "");
-    let copies: Vec<Work> = (0..pace.copies(listed.held_bytes, gpu.caps().memory_bytes))
-        .map(|i| case.op.work(Room::new(gpu, dtype, i as u32 + 1)))
+    let copies = pace.copies(
+        listed.held_bytes,
+        gpu.caps().memory_bytes.map(|room| room / ways.len() as u64),
+    );
+    let works: Vec<Vec<Work>> = ways
+        .iter()
+        .map(|way| {
+            (0..copies)
+                .map(|i| (way.make)(Room::new(gpu, dtype, i as u32 + 1)))
+                .collect()
+        })
         .collect();
-    copies.iter().for_each(|copy| copy.prepare(gpu));
+    works.iter().flatten().for_each(|copy| copy.prepare(gpu));
     gpu.sync()?;
-    let timed = timing::measure(gpu, &copies, pace)?;
-    let mut check = Check::default();
-    for copy in copies.iter().take(CHECKED) {
-        check.and(copy.check(gpu)?);
+    let views: Vec<&[Work]> = works.iter().map(Vec::as_slice).collect();
+    let timed = timing::side_by_side(gpu, &views, pace)?;
+    let mut rows = Vec::new();
+    for ((way, copies), timed) in ways.iter().zip(&works).zip(timed) {
+        let mut row = row(case, dtype, Status::Ok, "");
+        let mut check = Check::default();
+        for copy in copies.iter().take(CHECKED) {
+            check.and(copy.check(gpu)?);
+        }
+        // What one run launches: counted apart, after the check, because it launches once more.
+        gpu.take_record();
+        let kernels = gpu.kernels_of(|| copies[0].launch(gpu));
+        gpu.sync()?;
+        row.launches = gpu.take_record().total().launches;
+        row.kernel = if way.name.is_empty() {
+            kernels.join(", ")
+        } else {
+            way.name.to_owned()
+        };
+        row.spread = timed.spread;
+        row.copies = copies.len();
+        row.of_roofline = roofline.least_ms(row.flops, row.bytes) / row.spread.median_ms.max(1e-9);
+        row.status = if check.wrong.is_some() {
+            Status::Wrong
+        } else {
+            Status::Ok
+        };
+        row.why = check.wrong.take();
+        row.check = check;
+        rows.push(row);
     }
-    // What one run launches: counted apart, after the check, because it launches once more.
-    gpu.take_record();
-    let kernels = gpu.kernels_of(|| copies[0].launch(gpu));
-    gpu.sync()?;
-    row.launches = gpu.take_record().total().launches;
-    row.kernel = kernels.join(", ");
-    row.spread = timed.spread;
-    row.copies = copies.len();
-    row.of_roofline = roofline.least_ms(row.flops, row.bytes) / row.spread.median_ms.max(1e-9);
-    row.status = if check.wrong.is_some() {
-        Status::Wrong
-    } else {
-        Status::Ok
-    };
-    row.why = check.wrong.take();
-    row.check = check;
-    Ok(row)
+    Ok(rows)
 }
 
 /// The row of a case that was not measured.
@@ -100,8 +145,8 @@ pub fn row(case: &Case, dtype: DType, status: Status, why: &str) -> Row {
 }
 
 /// Why the operands of a case cannot be on the device, if so: that is no failure.
-fn does_not_fit(gpu: &Gpu, listed: &Listed) -> Option<String> {
-    let (held, room) = (listed.held_bytes as f64, gpu.caps().memory_bytes? as f64);
+fn does_not_fit(gpu: &Gpu, listed: &Listed, ways: usize) -> Option<String> {
+    let (held, room) = (ways as f64 * listed.held_bytes as f64, gpu.caps().memory_bytes? as f64);
     // What the op allocates itself, and what earlier cases have left, needs room, too.
     (held > 0.6 * room).then(|| format!("needs {:.1} GB, the device has {:.1}", held * 1e-9, room * 1e-9))
 }

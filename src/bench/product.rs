@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::check::{Expected, Sum};
 use super::reference::{gelu, swish};
-use super::work::{Room, Work};
+use super::work::{Operand, Room, Work};
 use crate::gpu::DType;
 use crate::ops::gemm::{self, Act, RowMap};
 
@@ -69,12 +69,8 @@ impl Product {
         self.form == Form::Tn
     }
 
-    /// The work, in `room`.
-    pub fn work(&self, room: Room<'_>) -> Work {
-        let mut room = room;
-        if self.f32 {
-            room.dtype = DType::F32;
-        }
+    /// The operands, and element `at` of their product.
+    pub(super) fn operands(&self, room: &mut Room<'_>) -> (Operand, Operand, impl Fn(usize) -> Sum + Clone + 'static) {
         let p = self.clone();
         let (e, m, n, k) = (p.batch, p.m, p.n, p.k);
         let (a_shape, b_shape) = match p.form {
@@ -85,17 +81,8 @@ impl Product {
         // Results of about one, so that activations are where they bend.
         let scale = (-0.5 * (k as f64).log2()).round().max(-6.0).exp2() as f32;
         let (a, b) = (room.input(a_shape, 1.0), room.input(b_shape, scale));
-        let bias = p.bias.then(|| room.input([e, n], 1.0));
-        let residual = p.residual.then(|| room.input([e, m, n], 1.0));
-        let accumulated = p.accumulates().then(|| room.in_place(DType::F32, [e, m, n], 1.0, 0.0));
-        let c = match &accumulated {
-            Some(c) => c.tensor.clone(),
-            None => room.output([e, m, n]),
-        };
-        let pre = p.keep.then(|| room.output([e, m, n]));
-
         let sum = {
-            let (p, a, b, bias, residual) = (p.clone(), a.clone(), b.clone(), bias.clone(), residual.clone());
+            let (a, b) = (a.clone(), b.clone());
             move |at: usize| -> Sum {
                 let (x, i, j) = (at / (m * n), at / n % m, at % n);
                 let of_a = |q| match p.form {
@@ -106,9 +93,44 @@ impl Product {
                     Form::Nt => b.at((x * n + j) * k + q),
                     _ => b.at((x * k + q) * n + j),
                 };
-                let mut sum: Sum = (0..k).map(|q| of_a(q) * of_b(q)).collect();
+                (0..k).map(|q| of_a(q) * of_b(q)).collect()
+            }
+        };
+        (a, b, sum)
+    }
+
+    /// Floating point operations: a multiply-add is two.
+    pub(super) fn flops(&self) -> f64 {
+        2.0 * (self.batch * self.m) as f64 * (self.n * self.k) as f64
+    }
+
+    /// The type of the operands where the step computes in `dtype`.
+    pub(super) fn dtype(&self, dtype: DType) -> DType {
+        if self.f32 { DType::F32 } else { dtype }
+    }
+
+    /// The work, in `room`.
+    pub fn work(&self, room: Room<'_>) -> Work {
+        let mut room = room;
+        room.dtype = self.dtype(room.dtype);
+        let p = self.clone();
+        let (e, m, n) = (p.batch, p.m, p.n);
+        let (a, b, product) = p.operands(&mut room);
+        let bias = p.bias.then(|| room.input([e, n], 1.0));
+        let residual = p.residual.then(|| room.input([e, m, n], 1.0));
+        let accumulated = p.accumulates().then(|| room.in_place(DType::F32, [e, m, n], 1.0, 0.0));
+        let c = match &accumulated {
+            Some(c) => c.tensor.clone(),
+            None => room.output([e, m, n]),
+        };
+        let pre = p.keep.then(|| room.output([e, m, n]));
+
+        let sum = {
+            let (bias, residual) = (bias.clone(), residual.clone());
+            move |at: usize| -> Sum {
+                let mut sum = product(at);
                 if let Some(bias) = &bias {
-                    sum.add(bias.at(x * n + j));
+                    sum.add(bias.at(at / (m * n) * n + at % n));
                 }
                 if let Some(residual) = &residual {
                     sum.add(residual.at(at));
@@ -131,7 +153,7 @@ impl Product {
         };
         let mut expected = vec![Expected::new("C", &c, result)];
         expected.extend(pre.as_ref().map(|pre| Expected::new("before the activation", pre, sum)));
-        let flops = 2.0 * (e * m) as f64 * (n * k) as f64;
+        let flops = p.flops();
         let launch = move |gpu: &crate::gpu::Gpu| {
             let mut product = match p.form {
                 Form::Nt => gemm::nt(&a.tensor, &b.tensor),

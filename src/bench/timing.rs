@@ -93,36 +93,83 @@ pub struct Timed {
 /// # Errors
 /// A device that failed.
 pub fn measure(gpu: &Gpu, copies: &[Work], pace: &Pace) -> Result<Timed> {
-    let launchers: Vec<_> = copies.iter().map(Work::launcher).collect();
-    let mut next = 0;
-    let mut span = |launches: usize| -> Result<f64> {
-        let first = next;
-        next += launches;
+    let mut timed = side_by_side(gpu, &[copies], pace)?;
+    Ok(timed.pop().expect("one for each"))
+}
+
+/// Times several ways to do one case, a span of each in turn, so that what else the machine does meets all of them.
+///
+/// # Errors
+/// A device that failed.
+pub fn side_by_side(gpu: &Gpu, ways: &[&[Work]], pace: &Pace) -> Result<Vec<Timed>> {
+    let mut all = ways
+        .iter()
+        .map(|copies| Way::warm(gpu, copies, pace))
+        .collect::<Result<Vec<_>>>()?;
+    let (began, budget) = (Instant::now(), pace.budget * ways.len() as u32);
+    let mut spans = 0;
+    while spans + 1 < pace.least_spans || (began.elapsed() < budget && spans + 1 < pace.most_spans) {
+        for way in &mut all {
+            let span = way.span(gpu, way.launches)?;
+            way.seconds.push(span);
+        }
+        spans += 1;
+    }
+    all.into_iter().map(|way| way.last(gpu)).collect()
+}
+
+/// The copies of one case, as they are timed.
+struct Way<'a> {
+    copies: &'a [Work],
+    /// Launches of a span.
+    launches: usize,
+    /// The copy that is next.
+    next: usize,
+    /// Of one launch, in each span.
+    seconds: Vec<f64>,
+}
+
+impl<'a> Way<'a> {
+    /// Compiles it, and finds how long a span is.
+    fn warm(gpu: &Gpu, copies: &'a [Work], pace: &Pace) -> Result<Way<'a>> {
+        let mut way = Way {
+            copies,
+            launches: 1,
+            next: 0,
+            seconds: Vec::new(),
+        };
+        // The first compiles, the second finds memory and clocks as they will be.
+        way.span(gpu, 1)?;
+        let rough = way.span(gpu, copies.len())?.max(1e-9);
+        way.launches = ((pace.span.as_secs_f64() / rough).ceil() as usize).clamp(1, pace.max_launches);
+        way.span(gpu, way.launches)?;
+        Ok(way)
+    }
+
+    /// Seconds of one of so many launches.
+    fn span(&mut self, gpu: &Gpu, launches: usize) -> Result<f64> {
+        let first = self.next;
+        self.next += launches;
+        let launchers: Vec<_> = self.copies.iter().map(Work::launcher).collect();
         let work = || (first..first + launches).for_each(|i| launchers[i % launchers.len()](gpu));
         Ok(gpu.timed(work)?.as_secs_f64() / launches as f64)
-    };
-    // The first compiles, the second finds memory and clocks as they will be.
-    span(1)?;
-    let rough = span(launchers.len())?.max(1e-9);
-    let launches = ((pace.span.as_secs_f64() / rough).ceil() as usize).clamp(1, pace.max_launches);
-    span(launches)?;
-    let (began, mut seconds) = (Instant::now(), Vec::new());
-    while seconds.len() + 1 < pace.least_spans || (began.elapsed() < pace.budget && seconds.len() + 1 < pace.most_spans)
-    {
-        seconds.push(span(launches)?);
     }
-    copies.iter().for_each(|copy| copy.reset(gpu));
-    gpu.sync()?;
-    let last = span(launchers.len())?;
-    // A span of fewer launches than the others' would count the clock.
-    if launchers.len() >= launches || seconds.is_empty() {
-        seconds.push(last);
+
+    /// Every copy once more, on fresh outputs.
+    fn last(mut self, gpu: &Gpu) -> Result<Timed> {
+        self.copies.iter().for_each(|copy| copy.reset(gpu));
+        gpu.sync()?;
+        let last = self.span(gpu, self.copies.len())?;
+        // A span of fewer launches than the others' would count the clock.
+        if self.copies.len() >= self.launches || self.seconds.is_empty() {
+            self.seconds.push(last);
+        }
+        Ok(Timed {
+            spans: self.seconds.len(),
+            spread: Spread::of(self.seconds),
+            launches: self.launches,
+        })
     }
-    Ok(Timed {
-        spans: seconds.len(),
-        spread: Spread::of(seconds),
-        launches,
-    })
 }
 
 #[cfg(test)]

@@ -54,15 +54,51 @@ pub struct Args {
     /// Earlier results: how much faster each case is now; regressions beyond 5 % are marked.
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// Results of benches/peers/kernels.py: how fast each case is beside the peer's best way.
-    #[arg(long, value_name = "FILE")]
-    peer: Option<PathBuf>,
+    /// How fast each case is beside the peer's best way. A file that benches/peers/kernels.py wrote, or `cubek`: the
+    /// matrix products of burn, measured in turn with ours (programs built with `--features peer-cubek`, wgpu devices).
+    #[arg(long, value_name = "FILE|cubek")]
+    peer: Option<Peer>,
+}
+
+/// Who is beside us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Peer {
+    Cubek,
+    File(PathBuf),
+}
+
+impl From<&str> for Peer {
+    fn from(text: &str) -> Peer {
+        match text {
+            "cubek" => Peer::Cubek,
+            path => Peer::File(path.into()),
+        }
+    }
+}
+
+impl Peer {
+    /// Is it this program that measures it?
+    fn measured(&self) -> bool {
+        *self == Peer::Cubek
+    }
 }
 
 pub fn run(args: &Args) -> Outcome {
+    let cubek = args.peer.as_ref().is_some_and(Peer::measured);
+    anyhow::ensure!(
+        !cubek || cfg!(feature = "peer-cubek"),
+        "this program was built without cubek; build it with `cargo build --release --features peer-cubek`"
+    );
+    anyhow::ensure!(
+        !cubek || args.from.is_none(),
+        "cubek is measured in turn with our kernels, so --peer cubek cannot be used with --from"
+    );
     // Files first: what is wrong with them can be said without a device.
-    let beside = |path: &Option<PathBuf>| path.as_deref().map(Results::read).transpose();
-    let (compare, peer) = (beside(&args.compare)?, beside(&args.peer)?);
+    let compare = args.compare.as_deref().map(Results::read).transpose()?;
+    let mut peer = match &args.peer {
+        Some(Peer::File(path)) => Some(Results::read(path)?),
+        Some(Peer::Cubek) | None => None,
+    };
     let results = match &args.from {
         Some(path) => {
             let mut results = Results::read(path)?;
@@ -86,12 +122,17 @@ pub fn run(args: &Args) -> Outcome {
             results
         }
         None if args.list => return list(args),
-        None => measure(args)?,
-    };
-    for (other, path) in [(&compare, &args.compare), (&peer, &args.peer)] {
-        if let (Some(other), Some(path)) = (other, path) {
-            results.comparable(other, path)?;
+        None => {
+            let (ours, theirs) = measure(args, cubek)?;
+            peer = peer.or(theirs);
+            ours
         }
+    };
+    if let (Some(other), Some(path)) = (&compare, &args.compare) {
+        results.comparable(other, path)?;
+    }
+    if let (Some(other), Some(Peer::File(path))) = (&peer, &args.peer) {
+        results.comparable(other, path)?;
     }
     if let Some(path) = &args.save {
         results.write(path)?;
@@ -156,7 +197,8 @@ fn list(args: &Args) -> Outcome {
     Ok(0)
 }
 
-fn measure(args: &Args) -> anyhow::Result<Results> {
+/// Measures every case, and cubek on those that are products if it is asked for.
+fn measure(args: &Args, cubek: bool) -> anyhow::Result<(Results, Option<Results>)> {
     let dtype = args.dtype;
     let began = Instant::now();
     let mut gpu = Gpu::open(args.device.choice())?;
@@ -167,6 +209,9 @@ fn measure(args: &Args) -> anyhow::Result<Results> {
         caps.name,
         dtype.name()
     );
+    if let Some(why) = cubek.then(|| unusable(&gpu)).flatten() {
+        anyhow::bail!("{why}; choose another --device");
+    }
     let quick = args.quick || caps.software;
     let cases = cases(args, quick)?;
     let pace = Pace::of(&caps);
@@ -175,7 +220,7 @@ fn measure(args: &Args) -> anyhow::Result<Results> {
         heading(&caps.name, dtype.name(), quick, Some(&best));
     }
     let bar = progress(cases.len());
-    let mut rows = Vec::new();
+    let (mut rows, mut theirs) = (Vec::new(), Vec::new());
     for case in &cases {
         bar.set_message(case.name.clone());
         if args
@@ -185,28 +230,73 @@ fn measure(args: &Args) -> anyhow::Result<Results> {
             rows.push(bench::row(case, dtype, Status::Skipped, "the time was up"));
             continue;
         }
-        match bench::measure(&gpu, case, dtype, &best, &pace) {
-            Ok(row) => rows.push(row),
-            Err(error) => {
-                rows.push(bench::row(case, dtype, Status::Failed, &error.to_string()));
-                // Errors of a device stick: go on with a fresh one, or not at all.
-                drop(gpu);
-                gpu = Gpu::open(args.device.choice())?;
+        // Errors of a device stick: go on with a fresh one, or not at all.
+        let mut one = |gpu: &mut Gpu, cubek: bool| -> anyhow::Result<Option<String>> {
+            match beside(gpu, case, dtype, &best, &pace, cubek) {
+                Ok((ours, others)) => {
+                    rows.push(ours);
+                    theirs.extend(others);
+                    Ok(None)
+                }
+                Err(error) => {
+                    *gpu = Gpu::open(args.device.choice())?;
+                    Ok(Some(error.to_string()))
+                }
             }
+        };
+        let mut failed = one(&mut gpu, cubek)?;
+        if let (true, Some(why)) = (cubek, &failed) {
+            // Whose failure it was shows without the peer.
+            let why = format!("beside cubek: {why}");
+            failed = one(&mut gpu, false)?;
+            theirs.push(bench::row(case, dtype, Status::Failed, &why));
+        }
+        if let Some(why) = failed {
+            rows.push(bench::row(case, dtype, Status::Failed, &why));
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(Results {
+    let results = |program: String, rows: Vec<Row>| Results {
         format: FORMAT,
-        program: format!("acrlpd {}", env!("CARGO_PKG_VERSION")),
-        device: caps.name,
+        program,
+        device: caps.name.clone(),
         api: caps.api.to_string(),
         dtype: dtype.name().into(),
         quick,
         roofline: Some(best),
         rows,
-    })
+    };
+    let ours = results(format!("acrlpd {}", env!("CARGO_PKG_VERSION")), rows);
+    Ok((ours, cubek.then(|| results(PEER.into(), theirs))))
+}
+
+#[cfg(feature = "peer-cubek")]
+use acrlpd::bench::cubek::{PROGRAM as PEER, unusable};
+
+#[cfg(not(feature = "peer-cubek"))]
+const PEER: &str = "";
+
+#[cfg(not(feature = "peer-cubek"))]
+fn unusable(_gpu: &Gpu) -> Option<String> {
+    None
+}
+
+/// The row of a case, and those of cubek if it is there and wanted.
+fn beside(
+    gpu: &Gpu,
+    case: &Case,
+    dtype: DType,
+    best: &Roofline,
+    pace: &Pace,
+    cubek: bool,
+) -> acrlpd::gpu::Result<(Row, Vec<Row>)> {
+    #[cfg(feature = "peer-cubek")]
+    if cubek {
+        return bench::cubek::measure(gpu, case, dtype, best, pace);
+    }
+    let _ = cubek;
+    Ok((bench::measure(gpu, case, dtype, best, pace)?, Vec::new()))
 }
 
 fn heading(device: &str, dtype: &str, quick: bool, best: Option<&Roofline>) {
@@ -341,6 +431,16 @@ fn summary(results: &Results, old: Option<&Results>, peer: Option<&Results>) {
                 logs.len()
             );
         }
+    }
+    // Files of peers tell of cases that were not theirs to do, too.
+    let troubled = |row: &&Row| matches!(row.status, Status::Wrong | Status::Failed);
+    for row in peer.iter().flat_map(|peer| &peer.rows).filter(troubled) {
+        println!(
+            "{} of {}: {}",
+            row.name,
+            row.kernel,
+            row.why.as_deref().unwrap_or("wrong")
+        );
     }
     for row in results.rows.iter().filter(|row| row.why.is_some()) {
         println!("{}: {}", row.name, row.why.as_deref().unwrap_or_default());
