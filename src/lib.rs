@@ -11,7 +11,7 @@
 //!   └── monitor      its rows for TensorBoard and wandb
 //! report             the numbers of runs as a page
 //! verify             golden fixtures → ops, model, step
-//! bench              every op on the shapes of the step: times, and whether they are right
+//! bench              every op on the shapes of the step, and whole steps: times, and whether they are right
 //! files              every write to the disk
 //! rng                every random number, by counter
 //! ```

@@ -6,6 +6,8 @@
 //! work     operands and launch            check    outputs against float64
 //! timing   spans between timestamps       results  files, comparisons, peers
 //! ```
+//! [`step`] measures whole training steps instead.
+//!
 //! Inputs are random; launches rotate over copies that exceed the caches; what is checked are the outputs of a timed span,
 //! which hold NaN before it. Nothing here chooses a kernel: what runs is what the step would run.
 
@@ -23,6 +25,7 @@ pub mod results;
 mod rotation;
 mod rows;
 pub mod shapes;
+pub mod step;
 pub mod timing;
 mod updates;
 mod work;

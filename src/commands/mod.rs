@@ -3,6 +3,7 @@
 pub mod bench;
 mod bench_kernels;
 mod bench_loader;
+mod bench_step;
 pub mod checkpoint;
 pub mod completions;
 pub mod config;

@@ -151,6 +151,7 @@ impl Gpu {
 
     /// Runs and counts one launch; when profiling, alone and timed.
     pub(crate) fn run<R: Runtime>(&self, cost: &Cost, client: &ComputeClient<R>, launch: impl FnOnce() + Send) {
+        self.count_launch();
         if !self.profiling() {
             launch();
             self.count(cost, std::time::Duration::ZERO);

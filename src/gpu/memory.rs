@@ -49,4 +49,13 @@ impl Gpu {
             uploads,
         })
     }
+
+    /// Gives back to the driver what nothing uses any more: pages of devices that were closed.
+    pub fn release_memory(&self) {
+        match self.backend() {
+            Backend::Wgpu(c) => c.memory_cleanup(),
+            Backend::Cuda(c) => c.memory_cleanup(),
+            Backend::Dry(_) | Backend::DryWgpu(_) | Backend::Null => {}
+        }
+    }
 }

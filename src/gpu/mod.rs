@@ -19,6 +19,7 @@ mod emulator;
 mod error;
 mod fault;
 pub(crate) mod follow;
+mod issue;
 mod kernel_cache;
 pub(crate) mod launch;
 mod ledger;
@@ -93,6 +94,7 @@ struct Inner {
     book: Arc<ledger::Book>,
     /// What stands for the backend's pool of uploads where there is no backend.
     pool: Option<pool::Pool>,
+    issue: issue::Issue,
     /// Activations and workspaces of the running step.
     scratch: Arena,
     /// Weights, gradients, optimizer states.
@@ -132,6 +134,7 @@ impl Gpu {
             kernels: Mutex::default(),
             book,
             pool,
+            issue: issue::Issue::default(),
             scratch,
             states,
         }))
@@ -250,6 +253,7 @@ impl Gpu {
     pub fn sync(&self) -> Result<()> {
         use cubecl_common::future::block_on;
         self.check()?;
+        self.count_wait();
         let result = match &self.0.backend {
             Backend::Wgpu(c) => block_on(c.sync()),
             Backend::Cuda(c) => block_on(c.sync()),
