@@ -97,6 +97,8 @@ gpu() {
     gpu_program
     SECONDS=0
     local failures=0 keep="" fixtures=tests/golden main=${device:-cuda} dtype=bf16 sizes=() steps=20
+    # One step at full size, with few candidates and with many; without dropout, which the peers do not know.
+    local whole=(--config rl_fold_box --set critic.dropout_rate=0 --ladder 1 --candidates 4,32)
     # Not local: the trap runs when the function is over.
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
@@ -105,9 +107,14 @@ gpu() {
         fixtures=tests/golden/ops
         sizes=(--quick)
         steps=3
+        whole=(--config debug --set critic.dropout_rate=0 --ladder 2 --candidates 4)
     fi
     # Only CUDA has bf16.
-    case "$main" in cuda*) ;; *) dtype=f32 ;; esac
+    case "$main" in cuda*) ;; *)
+        dtype=f32
+        whole+=(--set model.dtype=float32)
+        ;;
+    esac
 
     keep=1 stage "devices" 60 "$ACRLPD" doctor --device "$main" || true
     stage "correct in f32" 100 "$ACRLPD" verify "$fixtures" --device "$main" --brief || true
@@ -119,8 +126,8 @@ gpu() {
     if [ -z "$device" ]; then
         stage "correct on Vulkan" 100 "$ACRLPD" verify "$fixtures" --device vulkan --brief || true
     fi
-    stage "kernels" 200 "$ACRLPD" bench kernels --device "$main" --dtype $dtype "${sizes[@]}" "${filters[@]}" \
-        --minutes 3 --save "$work/kernels.json" || true
+    stage "kernels" 150 "$ACRLPD" bench kernels --device "$main" --dtype $dtype "${sizes[@]}" "${filters[@]}" \
+        --minutes 2.3 --save "$work/kernels.json" || true
     gpu_peers || true
     local beside=()
     [ ! -e "$work/peers.json" ] || beside=(--peer "$work/peers.json")
@@ -130,7 +137,13 @@ gpu() {
         "$ACRLPD" bench kernels --from "$work/kernels.json" "${beside[@]}" >>"$work/details" || [ $? = 1 ] \
             || failures=$((failures + 1))
     fi
-    keep=1 stage "a step" 60 "$ACRLPD" bench step --device "$main" --config debug --steps "$steps" || true
+    keep=1 stage "a step" 30 "$ACRLPD" bench step --device "$main" --config debug --steps "$steps" || true
+    # The peers first: theirs are in the table of ours.
+    gpu_step_peers || true
+    beside=()
+    [ ! -e "$work/step_peers.json" ] || beside=(--peer "$work/step_peers.json")
+    keep=1 stage "whole steps" 150 "$ACRLPD" bench step --device "$main" "${whole[@]}" "${beside[@]}" \
+        --steps 5 || true
     gpu_report
     say "$out"
     if [ $failures != 0 ]; then
@@ -166,8 +179,21 @@ gpu_peers() {
     "$ACRLPD" bench kernels --list --json --dtype $dtype "${sizes[@]}" "${filters[@]}" >"$work/cases.json"
     local peer=auto
     [ -z "$quick" ] || [ $dtype != f32 ] || peer=cpu
-    stage "peers" 170 python3 benches/peers/kernels.py "$work/cases.json" --save "$work/peers.json" --device $peer \
-        --minutes 2.5
+    stage "peers" 115 python3 benches/peers/kernels.py "$work/cases.json" --save "$work/peers.json" --device $peer \
+        --minutes 1.7
+}
+
+# PyTorch on whole steps, in the schedule of acrlpd and in the original one.
+gpu_step_peers() {
+    if ! python3 -c 'import torch, numpy, safetensors' 2>/dev/null; then
+        note "step peers" "python3 has not all of torch, numpy and safetensors: no ratios"
+        return
+    fi
+    "$ACRLPD" bench step "${whole[@]}" --list --json >"$work/steps.json"
+    local peer=auto
+    [ $dtype != f32 ] || peer=cpu
+    stage "step peers" 120 python3 benches/peers/step_torch.py "$work/steps.json" --save "$work/step_peers.json" \
+        --device $peer --check-eager --steps 3 --minutes 1.7
 }
 
 gpu_report() {
