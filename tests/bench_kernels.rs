@@ -238,6 +238,9 @@ fn lists_name_every_op_and_the_shapes_of_the_model() {
         "lanes",
         "split",
         "head_sum",
+        "blockwise",
+        "packed",
+        "host_average",
     ];
     let inside = [
         "math",

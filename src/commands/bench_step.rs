@@ -202,7 +202,10 @@ fn free_memory() -> Option<u64> {
 }
 
 fn one(args: &Args, case: &Case, source: Option<&Source>, planned: &Plan, best: Roofline) -> anyhow::Result<StepRow> {
-    let config = &case.config;
+    let config = &match source {
+        Some(source) => source.with_room(&case.config, None)?,
+        None => case.config.clone(),
+    };
     let gpu = Gpu::open(args.device.choice())?;
     gpu.release_memory();
     let parts = match source {

@@ -353,17 +353,23 @@ fn open(pages: &mut Vec<usize>) {
     }
 }
 
-/// Places a matrix `[rows, row]` behind what is placed already.
+/// Places a matrix `[rows, row]` behind what is placed already. One that fits into a page lies in one page, so that only
+/// larger ones have to be met in parts.
 fn place(rows: usize, row: usize, most_page: usize, most_part: usize, pages: &mut Vec<usize>) -> Vec<Part> {
     // Parts end on aligned elements where rows allow it, so that they follow each other closely.
     let granule = ALIGN / gcd(row, ALIGN);
     let fitting = (most_part.min(most_page) / row.max(1)).clamp(1, rows.max(1));
     let whole = fitting >= rows || fitting < granule;
     let rows_per_part = if whole { fitting } else { fitting / granule * granule };
+    let padded = |rows: usize| (rows * row).next_multiple_of(ALIGN);
+    let all = rows / rows_per_part * padded(rows_per_part) + padded(rows % rows_per_part);
+    if all <= most_page && pages[pages.len() - 1] + all > most_page {
+        pages.push(0);
+    }
     let mut parts = Vec::new();
     for first_row in (0..rows).step_by(rows_per_part) {
         let rows = rows_per_part.min(rows - first_row);
-        let len = (rows * row).next_multiple_of(ALIGN);
+        let len = padded(rows);
         if pages[pages.len() - 1] + len > most_page {
             pages.push(0);
         }
@@ -400,6 +406,19 @@ mod tests {
             units[unit].groups[group].learns = false;
         }
         Arc::new(ParamTable { units })
+    }
+
+    #[test]
+    fn a_matrix_that_fits_into_a_page_is_not_cut_by_its_end() {
+        // Parts of 4 rows of 256, pages of 10 rows.
+        let mut pages = vec![0];
+        let pages_of = |rows: usize, pages: &mut Vec<usize>| -> Vec<usize> {
+            place(rows, 256, 2560, 1024, pages).iter().map(|p| p.page).collect()
+        };
+        assert_eq!(pages_of(7, &mut pages), [0, 0]);
+        assert_eq!(pages_of(7, &mut pages), [1, 1], "three rows are left in the first page");
+        assert_eq!(pages_of(3, &mut pages), [1]);
+        assert_eq!(pages_of(11, &mut pages), [2, 2, 3], "no page is large enough");
     }
 
     #[test]

@@ -20,6 +20,8 @@ fn random_part(config: &Config, tokens: usize, key: Key) -> MicroBatch {
     let vocab = dims.vocab as u64;
     observations(&mut part.current, vocab, key.fold(1));
     observations(&mut part.next, vocab, key.fold(2));
+    // The task stays the same within an episode.
+    part.next.masks.prompts.clone_from(&part.current.masks.prompts);
     key.fold(3).normals(&mut part.actions);
     key.fold(4).normals(&mut part.reward);
     key.fold(5).normals(&mut part.noise.candidates);
@@ -32,11 +34,14 @@ fn random_part(config: &Config, tokens: usize, key: Key) -> MicroBatch {
     part
 }
 
+/// Tokens that random prompts are made of: a dataset's instructions share most of their words.
+const WORDS: u64 = 256;
+
 fn observations(all: &mut Observations, vocab: u64, key: Key) {
     key.fold(1).normals(&mut all.state);
     let ids = key.fold(2);
     for (i, id) in all.masks.prompts.iter_mut().flatten().enumerate() {
-        *id = ids.below(i as u64, vocab) as _;
+        *id = ids.below(i as u64, vocab.min(WORDS)) as _;
     }
     let pixels = key.fold(3);
     if let Pictures::Bytes { bytes, .. } = &mut all.pictures {
