@@ -2,7 +2,7 @@
 //!
 //! Every random number of a run is a pure function of `(seed, stream, step, sample, element)`: there is no state to
 //! save, resuming or adding loader threads cannot change a draw, and every device sees the same bits because only
-//! the host draws. [`Key::fold`] derives a key for a sub-space (a stream, a step, a sample), [`Key::bits`] reads
+//! the host draws, but for weights ([`crate::ops::initial`]), which devices draw in integers. [`Key::fold`] derives a key for a sub-space (a stream, a step, a sample), [`Key::bits`] reads
 //! element `i` of it.
 //!
 //! Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), the cipher JAX uses by default.
@@ -57,6 +57,11 @@ impl Key {
     /// Element `index` of this key's sequence: two independent uniform 32-bit words.
     pub fn bits(self, index: u64) -> [u32; 2] {
         threefry2x32(self.0, [(index >> 32) as u32, index as u32])
+    }
+
+    /// The key itself, for devices that draw by it.
+    pub fn words(self) -> [u32; 2] {
+        self.0
     }
 
     /// Uniform in `[0, 1)`, 53 random bits.

@@ -228,6 +228,7 @@ fn lists_name_every_op_and_the_shapes_of_the_model() {
     let without = [
         "augmentations",
         "erase",
+        "initial",
         "lr_schedule",
         "noise",
         "optimizers",

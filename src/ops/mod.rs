@@ -31,6 +31,7 @@ pub mod gemm;
 pub mod head_sum;
 pub mod host_average;
 pub mod image;
+pub mod initial;
 mod lanes;
 pub mod layer_norm;
 pub mod lion;

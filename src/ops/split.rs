@@ -143,7 +143,7 @@ impl Values {
     }
 
     /// f32 values, not halves or high halves alone.
-    fn is_whole(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         self.high.dtype() == DType::F32 && self.low.is_none()
     }
 

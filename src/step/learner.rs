@@ -15,6 +15,7 @@ use crate::model::params::{
 use crate::model::prefix::{Depth, Net};
 use crate::model::tables::{self, Pi0Units};
 use crate::ops::blockwise::{Format, Moment};
+use crate::ops::initial::{Law, Quantiles};
 use crate::ops::optimizers::{Control, Optimizer};
 use crate::ops::{fill, rope};
 use crate::rng::{Key, Stream};
@@ -182,10 +183,35 @@ impl Learner {
         Ok(learner)
     }
 
-    /// Fresh weights from a seed; targets and averages start equal to them.
+    /// Fresh weights from a seed, drawn on the device; targets and averages start equal to them.
     pub fn init(&self, seed: u64) {
-        self.load_pi0(|t| Some(initial(t, seed)));
-        self.load_critics(|t| Some(initial(t, seed)));
+        let quantiles = Quantiles::new(&self.gpu);
+        for (tensor, ranges) in [&self.pi0, &self.critic].iter().flat_map(|group| group.weights.named()) {
+            let (law, key) = initial(&tensor, seed);
+            let mut first = 0;
+            for range in ranges {
+                law.fill(&self.gpu, &quantiles, key, first, &range);
+                first += range.len() as u64;
+            }
+        }
+        // What nothing computes with is on the host.
+        for weights in [&self.pi0.weights, &self.critic.weights] {
+            let kept: Vec<String> = weights.kept().into_iter().map(|tensor| tensor.name).collect();
+            weights.write(&self.gpu, |tensor| {
+                let (law, key) = initial(tensor, seed);
+                let values = || (0..tensor.len() as u64).map(|i| law.at(key, i)).collect();
+                kept.contains(&tensor.name).then(values)
+            });
+        }
+        self.begin_averages(&self.pi0);
+        self.begin_averages(&self.critic);
+        self.refresh_compute();
+    }
+
+    fn begin_averages(&self, group: &Group) {
+        if let Some(average) = &group.average {
+            average.copy_from(&self.gpu, &group.weights);
+        }
     }
 
     /// Sets the tensors of π₀ that `values` gives; the average starts from them.
@@ -200,18 +226,14 @@ impl Learner {
         values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>,
     ) {
         self.pi0.weights.write_by(&self.gpu, order, values);
-        if let Some(average) = &self.pi0.average {
-            average.copy_from(&self.gpu, &self.pi0.weights);
-        }
+        self.begin_averages(&self.pi0);
         self.refresh_compute();
     }
 
     /// Sets the tensors of the critics that `values` gives; the targets start from them.
     pub fn load_critics(&self, values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>) {
         self.critic.weights.write(&self.gpu, values);
-        if let Some(targets) = &self.critic.average {
-            targets.copy_from(&self.gpu, &self.critic.weights);
-        }
+        self.begin_averages(&self.critic);
     }
 
     /// Rounds the compute weights from the f32 ones (the optimizer does this for what it changes).
@@ -283,25 +305,57 @@ impl Learner {
     }
 }
 
-/// Initial values of a tensor: a function of the seed and the tensor's name alone.
-fn initial(tensor: &ParamTensor, seed: u64) -> Vec<f32> {
+/// How a tensor starts, and the key it is drawn by: functions of the seed and the tensor's name alone.
+fn initial(tensor: &ParamTensor, seed: u64) -> (Law, Key) {
     let name = tensor.name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
         (h ^ b as u64).wrapping_mul(0x100_0000_01b3)
     });
-    let key = Key::stream(seed, Stream::Init).fold(name);
-    let n = tensor.len();
-    match tensor.init {
-        Init::Zeros => vec![0.0; n],
-        Init::Ones => vec![1.0; n],
-        Init::Normal(std) => {
-            let mut values = vec![0.0; n];
-            key.normals(&mut values);
-            values.iter_mut().for_each(|v| *v *= std as f32);
-            values
+    let law = match tensor.init {
+        Init::Zeros => Law::Constant(0.0),
+        Init::Ones => Law::Constant(1.0),
+        Init::Normal(std) => Law::Normal(std as f32),
+        Init::LecunUniform { fan_in } => Law::Uniform(libm::sqrt(3.0 / fan_in as f64) as f32),
+    };
+    (law, Key::stream(seed, Stream::Init).fold(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::train::setup;
+
+    #[test]
+    fn a_seed_gives_every_device_and_placement_the_same_weights() {
+        let config = Config::load("debug").expect("a preset");
+        let gpu = crate::ops::testing::gpu();
+        let learner = setup::learner(&gpu, &config).expect("a learner");
+        learner.init(7);
+        for group in [&learner.pi0, &learner.critic] {
+            let weights = group.weights.read(&gpu).expect("the device works");
+            for tensor in group.weights.placement().table().tensors() {
+                let (law, key) = initial(tensor, 7);
+                let want = (0..tensor.len() as u64).map(|i| law.at(key, i));
+                assert!(want.eq(weights[&tensor.name].iter().copied()), "{}", tensor.name);
+            }
+            if let Some(average) = &group.average {
+                let average = average.read(&gpu).expect("the device works");
+                // Of the prompt table there is an average of rows that have occurred: none yet.
+                let same = |(name, values): (&String, &Vec<f32>)| values.is_empty() || *values == weights[name];
+                assert!(average.iter().all(same));
+            }
         }
-        Init::LecunUniform { fan_in } => {
-            let bound = libm::sqrt(3.0 / fan_in as f64);
-            (0..n).map(|i| key.range(i as u64, -bound, bound) as f32).collect()
-        }
+        let name = "critic.out.weight";
+        let other = || {
+            learner.init(8);
+            learner.critic.weights.read(&gpu).expect("the device works")[name].clone()
+        };
+        let first = other();
+        assert_eq!(first, other());
+        learner.init(7);
+        assert_ne!(
+            first,
+            learner.critic.weights.read(&gpu).expect("the device works")[name]
+        );
     }
 }

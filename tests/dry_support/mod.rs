@@ -110,8 +110,9 @@ pub fn drive_preset(gpu: &Gpu, name: &str, dtype: DType) {
 
 /// Forward, backward, update and metrics of one step.
 fn step(gpu: &Gpu, dims: &Pi0Dims, critic: &CriticDims, config: StepConfig, batch: &MicroBatch) {
-    // Nothing reads the weights: they need no values, and the 3.2 B model no memory.
+    // Without memory: weights are drawn, and nothing reads them.
     let learner = Learner::new(gpu, config, dims.clone(), critic.clone()).expect("a learner");
+    learner.init(0);
     let metrics = Metrics::new(&learner, batch.len());
     micro_batch(&learner, &metrics, batch, true);
     optimizer::update(&learner, &metrics, 0, RATES);
