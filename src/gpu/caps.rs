@@ -59,6 +59,14 @@ pub enum Dialect {
     EmulatedMetal(u32),
 }
 
+/// Most bytes of one kernel operand on any device. Kernels count elements in 32 bits, rounded up to whole workgroups and
+/// vectors: with at most 2³⁰ words or 2³¹ halves nothing wraps. What is larger is cut into several launches. Where an
+/// operand lies in its page is not counted in elements, so pages may have any size.
+pub const MOST_BINDING_BYTES: u64 = 1 << 32;
+
+/// Most elements of one kernel operand on any device.
+pub const MOST_ELEMENTS: u64 = 1 << 31;
+
 /// Limits and abilities of one device.
 #[derive(Clone, Debug)]
 pub struct Caps {
@@ -100,7 +108,8 @@ pub struct Caps {
 }
 
 impl Caps {
-    /// A device that stands for a data-centre GPU in plans: no limit below 2^40 bytes, every storage type.
+    /// A device that stands for a data-centre GPU in plans: pages of up to 2^40 bytes, operands as large as kernels can
+    /// count, every storage type.
     pub fn planning() -> Self {
         Caps {
             name: "planning device".into(),
@@ -113,7 +122,7 @@ impl Caps {
             u16: true,
             f16: true,
             bf16: true,
-            max_binding_bytes: 1 << 40,
+            max_binding_bytes: MOST_BINDING_BYTES,
             max_page_bytes: 1 << 40,
             pool_page_bytes: 20 << 30,
             pool_alignment: 512,

@@ -18,7 +18,7 @@ use wgpu::DeviceType;
 use super::cuda_status::{self, CudaDeviceInfo, CudaStatus, Version, cuda_status};
 use super::fault::Fault;
 use super::kernel_cache::{self, Identity, KernelCache};
-use super::{Api, Backend, Caps, Cooperative, Dialect, Gpu, GpuError, Result};
+use super::{Api, Backend, Caps, Cooperative, Dialect, Gpu, GpuError, MOST_BINDING_BYTES, Result};
 
 /// All clients use this one stream: work from any thread runs in the order it was issued.
 pub(super) const STREAM: StreamId = StreamId { value: 0 };
@@ -274,7 +274,10 @@ fn open_wgpu(api: Api, index: usize) -> Result<Gpu> {
         u16: false,
         f16: features.contains(wgpu::Features::SHADER_F16),
         bf16: false,
-        max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+        max_binding_bytes: limits
+            .max_storage_buffer_binding_size
+            .min(limits.max_buffer_size)
+            .min(MOST_BINDING_BYTES),
         max_page_bytes: limits.max_buffer_size,
         pool_page_bytes: limits.max_storage_buffer_binding_size,
         pool_alignment: limits.min_uniform_buffer_offset_alignment.into(),

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::{Cost, Gpu, GpuError, Tensor};
+use super::{Cost, Gpu, GpuError, MOST_ELEMENTS, Tensor};
 
 /// Launches after which a host waits for the thread that feeds a software device: half of what cubecl's channel holds.
 const PACE: u64 = 16;
@@ -131,7 +131,8 @@ impl Gpu {
                 device: device(),
             })
         };
-        // Indices in kernels are 32 bits wide on every device: elements of an operand, and positions of units.
+        // Indices in kernels are 32 bits wide on every device: elements of an operand, with room to round up to whole
+        // workgroups of vectors, and positions of units.
         let elements = |t: &&Tensor| t.bound_bytes() / t.dtype().bytes();
         let most = operands.iter().map(elements).max().unwrap_or(0);
         let cubes = match count {
@@ -141,7 +142,7 @@ impl Gpu {
         let units = cubes
             .iter()
             .fold(dim.num_elems() as u64, |n, &c| n.saturating_mul(c.into()));
-        geometry("elements in one operand", most, u32::MAX.into())
+        geometry("elements in one operand", most, MOST_ELEMENTS)
             .or_else(|| geometry("units in all workgroups", units, u32::MAX.into()))
             .or_else(|| geometry("units in a workgroup", dim.num_elems() as u64, caps.max_units as u64))
             .or_else(|| geometry("workgroups along x", cubes[0] as u64, caps.max_cubes[0] as u64))
@@ -175,7 +176,8 @@ impl Gpu {
     /// Workgroups for `n` units of work with `per_cube` units each, folded into two dimensions where one is too
     /// short. Kernels use `ABSOLUTE_POS` or `CUBE_POS` and must check the bound.
     pub(crate) fn cubes(&self, n: usize, per_cube: usize) -> CubeCount {
-        let cubes = n.div_ceil(per_cube) as u32;
+        // More than can be counted are more than any device takes: the launch is refused.
+        let cubes = u32::try_from(n.div_ceil(per_cube)).unwrap_or(u32::MAX);
         let limit = self.caps().max_cubes[0].min(65535);
         if cubes <= limit {
             return CubeCount::Static(cubes, 1, 1);

@@ -44,7 +44,7 @@ use cubecl_cuda::CudaRuntime;
 use cubecl_wgpu::WgpuRuntime;
 
 pub use arena::{Arena, ArenaUse};
-pub use caps::{Api, Caps, Cooperative, Dialect};
+pub use caps::{Api, Caps, Cooperative, Dialect, MOST_BINDING_BYTES, MOST_ELEMENTS};
 pub use cuda_check::{CudaKernel, CudaReport};
 pub use cuda_status::{CudaDeviceInfo, CudaStatus, Version, cuda_status};
 pub use device::{AdapterInfo, DeviceChoice, adapters};

@@ -26,7 +26,7 @@ use cubecl_runtime::{
 use cubecl_wgpu::AutoCompiler;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Backend, Cost, Gpu, Tensor};
+use super::{Backend, Cost, Gpu, MOST_ELEMENTS, Tensor};
 
 /// What every CUDA source starts with.
 const PRELUDE: &str = include_str!("../../shaders/cuda/include/prelude.cuh");
@@ -120,16 +120,35 @@ pub(crate) struct TensorMap<'a> {
 }
 
 impl TensorMap<'_> {
-    /// Does the memory start where the copy engine can read it, and are the strides ones it can step?
+    /// Does the memory start where the copy engine can read it, and are the strides ones it can step? Sizes are what it can
+    /// count, because operands are.
     pub(crate) fn fits(tensor: &Tensor, strides: [usize; 2]) -> bool {
+        /// Strides must be below this many bytes.
+        const MOST_STRIDE: u64 = 1 << 40;
         let size = tensor.dtype().bytes();
-        let whole = |elements: usize| (elements as u64 * size).is_multiple_of(16);
-        tensor.start_bytes().is_multiple_of(16) && strides.into_iter().all(whole)
+        let steps = |elements: usize| {
+            let bytes = elements as u64 * size;
+            bytes.is_multiple_of(16) && bytes < MOST_STRIDE
+        };
+        tensor.start_bytes().is_multiple_of(16) && strides.into_iter().all(steps)
     }
 
     fn bind(&self) -> TensorMapBinding {
         let [matrices, rows, columns] = self.shape;
         let [matrix, row] = self.strides;
+        let size = self.tensor.dtype().bytes() as usize;
+        debug_assert!(
+            self.tile[0] <= 256 && self.tile[1] * size <= 128,
+            "{:?} is no box",
+            self.tile
+        );
+        debug_assert!(
+            self.shape
+                .into_iter()
+                .all(|n| (1..=MOST_ELEMENTS as usize).contains(&n)),
+            "{:?}",
+            self.shape
+        );
         TensorMapBinding {
             binding: self.tensor.unaligned_handle().binding(),
             map: TensorMapMeta {
