@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, Once};
 
-use acrlpd::checkpoint::{CheckpointError, RunState, begin, newest, recover, state};
+use acrlpd::checkpoint::{Background, CheckpointError, RunState, begin, newest, recover, shards, state};
 use acrlpd::files::fault::{self, Op, Watch};
 use checkpoint_support::numbers;
 
@@ -225,6 +225,38 @@ impl Run {
         draft.commit(keep)
     }
 
+    /// The same in shards that are written at the same time.
+    fn save_at_once(&self, step: u64, content: usize, keep: usize) -> Result<PathBuf, CheckpointError> {
+        // Less room than a tensor takes, so that the lanes take turns.
+        let draft = Background::begin(&self.dir(), RunState::now(step, 7, "debug"), 3, 8)?;
+        let tensors = [("a", vec![3]), ("b", vec![2, 2])];
+        let name = |i| shards::shard_name(state::PARAMS, i, 2);
+        let names = [name(0), name(1)];
+        for (i, (tensor, shape)) in tensors.iter().enumerate() {
+            draft
+                .lane(i)
+                .tensors(&names[i], vec![(tensor.to_string(), shape.clone())]);
+        }
+        draft.lane(2).tensors(state::CRITIC, vec![("c".into(), vec![5])]);
+        for part in 0..2 {
+            for (i, (tensor, shape)) in tensors.iter().enumerate() {
+                let values = numbers(content + i, shape.iter().product());
+                draft
+                    .lane(i)
+                    .values(tensor, if part == 0 { &values[..1] } else { &values[1..] });
+            }
+        }
+        draft.lane(2).values("c", &numbers(content, 5));
+        (0..3).for_each(|lane| draft.lane(lane).keep());
+        let located = tensors
+            .iter()
+            .zip(&names)
+            .map(|((tensor, _), name)| (*tensor, name.as_str()));
+        draft.text(&shards::index_of(state::PARAMS), shards::index(located, 28));
+        draft.text(state::CONFIG, "seed = 7".into());
+        draft.commit(keep).wait().map(|(folder, _)| folder)
+    }
+
     /// Step and content of the newest checkpoint as a resumed run finds it, every bit of it verified.
     fn newest(&self) -> Option<(u64, usize)> {
         recover(&self.dir()).expect("the disk is well");
@@ -249,6 +281,8 @@ impl Drop for Run {
         disks().remove(&self.disk());
     }
 }
+
+type Save = fn(&Run, u64, usize, usize) -> Result<PathBuf, CheckpointError>;
 
 /// What is there before the save of step 2, content 2, and how many checkpoints it keeps.
 struct Case {
@@ -284,19 +318,30 @@ impl Case {
     }
 
     /// Operations of the save, when nothing fails.
-    fn operations(&self) -> usize {
+    fn operations(&self, save: Save) -> usize {
         let run = self.prepare();
-        run.save(2, 2, self.keep).unwrap();
+        save(&run, 2, 2, self.keep).unwrap();
         assert_eq!(run.newest(), Some((2, 2)));
         run.with(|disk| disk.done)
     }
 
+    /// Every fault at operation `at`.
+    fn check_all(&self, save: Save, at: usize) {
+        self.check(save, at, Fault::Full, Loss::Nothing);
+        self.check(save, at, Fault::Error, Loss::Nothing);
+        for fault in [Fault::Stop, Fault::Torn] {
+            for loss in [Loss::Nothing, Loss::Contents, Loss::Names, Loss::Both] {
+                self.check(save, at, fault, loss);
+            }
+        }
+    }
+
     /// The save with `fault` at operation `at`, and what is there afterwards.
-    fn check(&self, at: usize, fault: Fault, loss: Loss) {
+    fn check(&self, save: Save, at: usize, fault: Fault, loss: Loss) {
         let what = format!("{:?}, {fault:?} at {at}, {loss:?} lost", self.before);
         let run = self.prepare();
         run.with(|disk| disk.fault = Some((at, fault)));
-        let result = run.save(2, 2, self.keep);
+        let result = save(&run, 2, 2, self.keep);
         let stopped = run.with(|disk| disk.off);
         assert_eq!(stopped, matches!(fault, Fault::Stop | Fault::Torn), "{what}");
         run.with(|disk| disk.restart(loss));
@@ -310,9 +355,9 @@ impl Case {
             }
         }
         // The disk is well again, and the run too.
-        run.save(2, 2, self.keep).unwrap_or_else(|e| panic!("{what}: {e}"));
+        save(&run, 2, 2, self.keep).unwrap_or_else(|e| panic!("{what}: {e}"));
         assert_eq!(run.newest(), Some((2, 2)), "{what}");
-        run.save(3, 3, 1).unwrap_or_else(|e| panic!("{what}: {e}"));
+        save(&run, 3, 3, 1).unwrap_or_else(|e| panic!("{what}: {e}"));
         assert_eq!(
             (run.newest(), run.names()),
             (Some((3, 3)), vec!["3".to_owned()]),
@@ -325,20 +370,25 @@ impl Case {
 fn a_fault_at_any_operation_leaves_a_whole_checkpoint() {
     let mut operations = Vec::new();
     for case in &CASES {
-        let count = case.operations();
+        let count = case.operations(Run::save);
         operations.push(count);
         for at in 0..count {
-            case.check(at, Fault::Full, Loss::Nothing);
-            case.check(at, Fault::Error, Loss::Nothing);
-            for fault in [Fault::Stop, Fault::Torn] {
-                for loss in [Loss::Nothing, Loss::Contents, Loss::Names, Loss::Both] {
-                    case.check(at, fault, loss);
-                }
-            }
+            case.check_all(Run::save, at);
         }
     }
     // Creating, writing and syncing four files, and everything around them.
     assert!(operations.iter().all(|n| *n >= 20), "{operations:?}");
+}
+
+#[test]
+fn so_does_one_while_several_files_are_written_at_once() {
+    for case in &CASES[1..3] {
+        let count = case.operations(Run::save_at_once);
+        assert!(count >= 30, "{count}");
+        for at in 0..count {
+            case.check_all(Run::save_at_once, at);
+        }
+    }
 }
 
 #[test]

@@ -302,7 +302,7 @@ fn a_read_that_goes_away_is_noticed() {
         ),
         ("train/setup.rs", "config.data.eval_fraction", "data.eval_fraction"),
         ("train/steps.rs", "options.config.eval_interval", "eval_interval"),
-        ("train/snapshot.rs", "config.keep_checkpoints", "keep_checkpoints"),
+        ("train/handover.rs", "config.keep_checkpoints", "keep_checkpoints"),
         (
             "train/setup.rs",
             "config.positive_batch_ratio()",

@@ -13,7 +13,8 @@ use acrlpd::rng::Key;
 use acrlpd::step::Learner;
 use acrlpd::step::metrics::Metrics;
 use acrlpd::step::optimizer::{self, Rates};
-use acrlpd::train::snapshot::{self, Identity};
+use acrlpd::train::handover::{Cut, Handover, Identity};
+use acrlpd::train::snapshot;
 use acrlpd::verify::{Fixture, TrainingGroup};
 
 const RATES: Rates = Rates {
@@ -112,7 +113,8 @@ fn halves_are_whole_weights_in_updates_norms_and_checkpoints() {
             config: &config,
             stats: &stats,
         };
-        let saving = snapshot::save(learner, &identity, 2, 0).expect("a checkpoint");
+        let handover = Handover::begin(learner, &identity, 2, 0, Cut::new(0)).expect("a device");
+        let saving = handover.finish().expect("a device");
         let (folder, _) = saving.wait().expect("a checkpoint");
         checkpoint::open(&folder).expect("a checkpoint")
     };

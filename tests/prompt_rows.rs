@@ -18,7 +18,8 @@ use acrlpd::step::metrics::Metrics;
 use acrlpd::step::optimizer::{self, Rates};
 use acrlpd::step::{Learner, MicroBatch, act, schedule};
 use acrlpd::train::recipe;
-use acrlpd::train::snapshot::{self, Identity};
+use acrlpd::train::handover::{Cut, Handover, Identity};
+use acrlpd::train::snapshot;
 use acrlpd::verify::{Fixture, TrainingGroup};
 
 const RATES: Rates = Rates {
@@ -262,7 +263,8 @@ fn save(learner: &Learner, dir: &Path, name: &str) -> Saved {
         config: &config,
         stats: &stats,
     };
-    let saving = snapshot::save(learner, &identity, 3, 0).expect("a checkpoint");
+    let handover = Handover::begin(learner, &identity, 3, 0, Cut::new(0)).expect("a device");
+    let saving = handover.finish().expect("a device");
     let (folder, _) = saving.wait().expect("a checkpoint");
     checkpoint::open(&folder).expect("a checkpoint")
 }

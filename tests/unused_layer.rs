@@ -16,7 +16,8 @@ use acrlpd::step::config::{Features, StepConfig};
 use acrlpd::step::metrics::Metrics;
 use acrlpd::step::optimizer::{self, Rates};
 use acrlpd::step::{Learner, schedule};
-use acrlpd::train::snapshot::{self, Identity};
+use acrlpd::train::handover::{Cut, Handover, Identity};
+use acrlpd::train::snapshot;
 use acrlpd::train::{plan, recipe};
 use acrlpd::verify::{Fixture, TrainingGroup};
 
@@ -124,7 +125,8 @@ fn save(learner: &Learner, dir: &Path) -> Saved {
             actions: stats(),
         },
     };
-    let saving = snapshot::save(learner, &identity, 2, 0).expect("a checkpoint");
+    let handover = Handover::begin(learner, &identity, 2, 0, Cut::new(0)).expect("a device");
+    let saving = handover.finish().expect("a device");
     checkpoint::open(&saving.wait().expect("a checkpoint").0).expect("a checkpoint")
 }
 

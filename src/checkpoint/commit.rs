@@ -13,7 +13,7 @@ use super::error::{CheckpointError, Result};
 use super::manifest::Manifest;
 use super::resume::complete_steps;
 use super::state::{RunState, STATE};
-use super::writer::TensorWriter;
+use super::writer::{TensorWriter, WrittenTensors};
 use crate::files;
 
 /// In front of the names of folders that are being written, deleted or replaced.
@@ -122,15 +122,16 @@ impl Draft {
     /// # Errors
     /// As [`TensorWriter::finish`].
     pub fn keep(&mut self, writer: TensorWriter) -> Result<()> {
-        let name = writer
-            .path()
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = writer.name();
         let written = writer.finish()?;
-        self.open.remove(&name);
-        self.manifest.add(&name, written.file, &written.tensors);
+        self.kept(&name, &written);
         Ok(())
+    }
+
+    /// Takes note of a file of tensors that is finished.
+    pub(super) fn kept(&mut self, name: &str, written: &WrittenTensors) {
+        self.open.remove(name);
+        self.manifest.add(name, written.file, &written.tensors);
     }
 
     /// Writes a text file.

@@ -1,15 +1,15 @@
-//! Weights from one program's files into another's: read, renamed, rounded and written one tensor at a time.
+//! Weights from one program's files into another's: read, renamed, rounded and written piece by piece.
 //!
 //! Whatever is written appears under its name when it is complete: until then it is in a folder with a dot in front.
 
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use serde::Serialize;
 
 use super::error::{CheckpointError, Result};
 use super::names::{EMBEDDING, TIED, UNUSED};
-use super::weights::{INDEX, SINGLE, Weights};
+use super::shards;
+use super::weights::{SINGLE, Weights};
 use super::writer::{Planned, TensorWriter};
 use crate::files;
 use crate::model::dims::Adapters;
@@ -87,8 +87,8 @@ impl Item {
     }
 }
 
-/// Converts all of π₀ in `weights`. `progress` is told the parameters done and all of them. Memory holds one tensor at a
-/// time, twice; the largest of π₀ is the embedding, 2.1 GB in f32.
+/// Converts all of π₀ in `weights`. `progress` is told the parameters done and all of them. Memory holds a piece of a tensor
+/// at a time, see [`Weights::pieces`].
 ///
 /// # Errors
 /// Weights that are not all of π₀ or π₀.₅, a path that exists, values that the type cannot hold, a disk that fails.
@@ -131,7 +131,7 @@ pub fn convert(weights: &Weights, target: &Target, mut progress: impl FnMut(usiz
         file.finish()?;
     }
     if parts.len() > 1 {
-        files::write(&draft.folder.join(INDEX), index(&parts).as_bytes())?;
+        files::write(&draft.folder.join(shards::index_of(SINGLE)), index(&parts).as_bytes())?;
     }
     for (path, text) in target.texts {
         let path = draft.folder.join(path);
@@ -189,11 +189,18 @@ fn unused(weights: &Weights, target: &Target) -> Result<Option<Item>> {
 fn write(file: &mut TensorWriter, weights: &Weights, item: &Item, table: &ParamTable, lora: LowRank) -> Result<()> {
     const ZEROS: usize = 1 << 20;
     if let Some(tensor) = &item.from {
-        let values = match lora {
-            LowRank::Merge(adapters) => merge::merge(tensor, table, adapters, |t| weights.tensor(t))?,
-            LowRank::Keep | LowRank::Only => weights.tensor(tensor)?,
-        };
-        return file.write(&item.planned.name, &values);
+        // Only what is merged is read as a whole: matrices of a layer.
+        let adapted = tensor.name.strip_suffix(".weight").is_some_and(|stem| {
+            let name = format!("{stem}{}", merge::A);
+            table.tensors().any(|t| t.name == name)
+        });
+        if let (LowRank::Merge(adapters), true) = (lora, adapted) {
+            let values = merge::merge(tensor, table, adapters, |t| weights.tensor(t))?;
+            return file.write(&item.planned.name, &values);
+        }
+        return weights.pieces(&tensor.name, &tensor.shape, |piece| {
+            file.write(&item.planned.name, piece)
+        });
     }
     let zeros = vec![0.0; ZEROS.min(item.len())];
     for first in (0..item.len()).step_by(ZEROS) {
@@ -211,43 +218,23 @@ fn parts<'a>(items: &'a [Item], target: &Target) -> Vec<Part<'a>> {
         let name = target.path.file_name().unwrap_or_default().to_string_lossy();
         return vec![(name.into_owned(), items)];
     }
-    let (mut starts, mut bytes) = (vec![0], 0);
-    for (i, item) in items.iter().enumerate() {
-        if bytes > 0 && bytes + item.bytes() > target.shard {
-            starts.push(i);
-            bytes = 0;
-        }
-        bytes += item.bytes();
-    }
-    let n = starts.len();
-    if n == 1 {
-        return vec![(SINGLE.into(), items)];
-    }
-    let ends = starts.iter().skip(1).copied().chain([items.len()]);
-    let named = |(i, (start, end)): (usize, (&usize, usize))| {
-        (format!("model-{:05}-of-{n:05}.safetensors", i + 1), &items[*start..end])
-    };
-    starts.iter().zip(ends).enumerate().map(named).collect()
+    let shards = shards::divide(items.iter().map(Item::bytes), target.shard);
+    let n = shards.len();
+    let named = shards.into_iter().enumerate();
+    named
+        .map(|(i, range)| (shards::shard_name(SINGLE, i, n), &items[range]))
+        .collect()
 }
 
 /// `model.safetensors.index.json`.
 fn index(parts: &[Part]) -> String {
-    #[derive(Serialize)]
-    struct Index<'a> {
-        metadata: serde_json::Value,
-        weight_map: std::collections::BTreeMap<&'a str, &'a str>,
-    }
-    let all = parts
-        .iter()
-        .flat_map(|(file, items)| items.iter().map(move |item| (file, item)));
-    let total: u64 = all.clone().map(|(_, item)| item.bytes()).sum();
-    let index = Index {
-        metadata: serde_json::json!({ "total_size": total }),
-        weight_map: all
-            .map(|(file, item)| (item.planned.name.as_str(), file.as_str()))
-            .collect(),
-    };
-    format!("{:#}\n", serde_json::json!(index))
+    let all = parts.iter().flat_map(|(file, items)| {
+        items
+            .iter()
+            .map(move |item| (item.planned.name.as_str(), file.as_str()))
+    });
+    let total = parts.iter().flat_map(|(_, items)| *items).map(Item::bytes).sum();
+    shards::index(all, total)
 }
 
 fn is_file(path: &Path) -> bool {

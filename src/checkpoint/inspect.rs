@@ -10,7 +10,8 @@ use super::error::Result;
 use super::manifest::Manifest;
 use super::norms::is_ours;
 use super::resume::resolve;
-use super::state::RunState;
+use super::shards;
+use super::state::{self, RunState};
 use super::weights::Weights;
 
 /// What is in a path.
@@ -91,10 +92,13 @@ fn checkpoint(folder: &Path) -> Result<Summary> {
         }
     };
     summary_of_all.state = Some(RunState::read(folder)?);
+    let params = folder.join(state::PARAMS);
+    if params.is_file() || shards::index_at(&params).is_some() {
+        summary_of_all.model = Weights::open(&params)?.architecture();
+    }
     for (name, bytes) in manifest.files() {
         let file = if name.ends_with(".safetensors") {
             let weights = Weights::open(folder.join(name))?;
-            summary_of_all.model = summary_of_all.model.or(weights.architecture());
             summary(name.to_owned(), &weights)
         } else {
             FileSummary {

@@ -121,29 +121,59 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads the files for which `which` holds and compares their bytes with the hashes.
+    /// Reads the files for which `which` holds, several at a time, and compares their bytes with the hashes.
     ///
     /// # Errors
     /// [`CheckpointError::Damaged`] names the first file that differs, and the tensor in it.
     pub fn verify(&self, folder: &Path, which: impl Fn(&str) -> bool) -> Result<()> {
-        for (name, entry) in self.files.iter().filter(|(name, _)| which(name)) {
-            let path = folder.join(name);
-            if hex(files::hash(&path)?.xxh3) != entry.xxh3 {
-                let part = match entry.tensors.is_empty() {
-                    true => name.clone(),
-                    false => format!("{} in {name}", entry.changed(&path)),
-                };
-                return Err(CheckpointError::Damaged {
-                    path: folder.to_owned(),
-                    reason: format!("{part} has other bytes than were saved"),
-                });
-            }
-        }
-        Ok(())
+        /// Files read at the same time, at most.
+        const READERS: usize = 4;
+        let chosen: Vec<_> = self.files.iter().filter(|(name, _)| which(name)).collect();
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let readers = READERS.min(processors).min(chosen.len()).max(1);
+        // Each reader has every so many files and ends with its first one that is wrong.
+        let read = |reader: usize| {
+            let own = chosen.iter().enumerate().skip(reader).step_by(readers);
+            own.map(|(i, (name, entry))| (i, entry.verify(folder, name)))
+                .find(|(_, result)| result.is_err())
+        };
+        let mut wrong: Vec<(usize, Result<()>)> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..readers).map(|reader| scope.spawn(move || read(reader))).collect();
+            let own = read(0);
+            let others = others.into_iter().map(|reader| {
+                let panicked = |_| Some((usize::MAX, Err(unread(folder))));
+                reader.join().unwrap_or_else(panicked)
+            });
+            others.chain([own]).flatten().collect()
+        });
+        wrong.sort_by_key(|(i, _)| *i);
+        wrong.into_iter().next().map_or(Ok(()), |(_, result)| result)
+    }
+}
+
+fn unread(folder: &Path) -> CheckpointError {
+    CheckpointError::Damaged {
+        path: folder.to_owned(),
+        reason: "a thread that reads it panicked".into(),
     }
 }
 
 impl Entry {
+    fn verify(&self, folder: &Path, name: &str) -> Result<()> {
+        let path = folder.join(name);
+        if hex(files::hash(&path)?.xxh3) == self.xxh3 {
+            return Ok(());
+        }
+        let part = match self.tensors.is_empty() {
+            true => name.to_owned(),
+            false => format!("{} in {name}", self.changed(&path)),
+        };
+        Err(CheckpointError::Damaged {
+            path: folder.to_owned(),
+            reason: format!("{part} has other bytes than were saved"),
+        })
+    }
+
     /// What has changed in a file of tensors: one of them, or else what describes them.
     fn changed(&self, path: &Path) -> String {
         const HEADER: &str = "the header";

@@ -3,7 +3,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | [`weights`] | opens safetensors and Orbax checkpoints, yields one tensor at a time as f32 |
-//! | `shards`, `names` | safetensors in several files; what other programs call the tensors |
+//! | [`shards`], `names` | safetensors in several files; what other programs call the tensors |
 //! | [`orbax`], [`jax`] | arrays of JAX checkpoints; which of them are which tensors |
 //! | `fit`, `infer` | whether weights are those of a model; the sizes of the model that weights are |
 //! | [`convert`] | weights for other programs |
@@ -11,7 +11,7 @@
 //! | [`state`] | what a training checkpoint consists of |
 //! | `manifest` | sizes and hashes of its files and tensors |
 //! | [`commit`] | saves one completely or not at all, and keeps the newest few |
-//! | [`background`] | the same on a thread of its own, in bounded memory |
+//! | [`background`] | the same on threads of its own, in bounded memory |
 //! | [`resume`] | finds and opens saved ones |
 //! | [`mod@inspect`], [`norms`] | a summary for people; how large weights are, and how far apart |
 //!
@@ -45,7 +45,7 @@ mod names;
 pub mod norms;
 pub mod orbax;
 pub mod resume;
-mod shards;
+pub mod shards;
 pub mod state;
 pub mod weights;
 pub mod writer;

@@ -8,8 +8,8 @@ use super::error::Result;
 use super::manifest::MANIFEST;
 use super::names;
 use super::resume::{resolve, step_of, steps};
-use super::state;
 use super::weights::{self, Weights, is_float};
+use super::{shards, state};
 use crate::model::params::Room;
 
 /// The weights of one room.
@@ -45,7 +45,10 @@ pub fn networks(path: &Path) -> Result<Vec<Weights>> {
     }
     let folder = resolve(path)?;
     let files = [state::PARAMS, state::CRITIC].map(|name| folder.join(name));
-    files.iter().filter(|file| file.is_file()).map(Weights::open).collect()
+    let there = files
+        .iter()
+        .filter(|file| file.is_file() || shards::index_at(file).is_some());
+    there.map(Weights::open).collect()
 }
 
 /// Whether `path` is a checkpoint of this program, or a run with some.
@@ -93,11 +96,13 @@ pub fn norms(networks: &[Weights], mut progress: impl FnMut(usize, usize)) -> Re
         ..RoomNorm::default()
     });
     for (network, name, shape, room) in tensors {
-        let values = network.values(&names::openpi(name), shape)?;
         let sum = &mut rooms[room as usize];
-        sum.parameters += values.len();
-        sum.l2 += squares(values.iter().map(|v| f64::from(*v)));
-        done += values.len();
+        network.pieces(&names::openpi(name), shape, |piece| {
+            sum.parameters += piece.len();
+            sum.l2 += squares(piece.iter().map(|v| f64::from(*v)));
+            Ok(())
+        })?;
+        done += shape.iter().product::<usize>();
         progress(done, all);
     }
     rooms.iter_mut().for_each(|room| room.l2 = room.l2.sqrt());

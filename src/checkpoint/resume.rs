@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{CheckpointError, Result};
 use super::manifest::{MANIFEST, Manifest};
+use super::shards::index_of;
 use super::state::{CONFIG, RunState, STATE};
 use super::weights::Weights;
 use crate::files;
@@ -129,18 +130,20 @@ impl Saved {
         &self.state
     }
 
-    /// Whether it has a file of this name.
+    /// Whether it has a file of this name, or shards of one.
     pub fn has(&self, name: &str) -> bool {
-        self.manifest.has(name)
+        self.manifest.has(name) || self.manifest.has(&index_of(name))
     }
 
-    /// The path of one of its files.
+    /// The path of one of its files; of one that is in shards, that of their index.
     ///
     /// # Errors
     /// A file that this checkpoint does not have.
     pub fn file(&self, name: &str) -> Result<PathBuf> {
-        if self.has(name) {
-            return Ok(self.folder.join(name));
+        for name in [name, &index_of(name)] {
+            if self.manifest.has(name) {
+                return Ok(self.folder.join(name));
+            }
         }
         Err(CheckpointError::Incomplete {
             path: self.folder.clone(),

@@ -1,21 +1,79 @@
-//! Opening safetensors: one file, or the shards of one model.
+//! Opening safetensors: one file, or the shards of one; and how tensors are divided among shards.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
-use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
 use super::error::{CheckpointError, Result};
-use super::weights::{INDEX, Place, Stored, Weights};
+use super::weights::{Place, Stored, Weights};
 use crate::files;
+
+/// Behind the name of a file that is divided into shards: the name of their index.
+const INDEX: &str = ".index.json";
 
 /// The part of an index of shards that matters.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
+}
+
+/// The index of the shards of `file`.
+pub fn index_of(file: &str) -> String {
+    format!("{file}{INDEX}")
+}
+
+/// What stands at `path`: a file, or the index that it is or has.
+pub(super) fn index_at(path: &Path) -> Option<PathBuf> {
+    let is_index = path.to_string_lossy().ends_with(INDEX);
+    let beside = || PathBuf::from(index_of(&path.to_string_lossy()));
+    match is_index {
+        true => Some(path.to_owned()),
+        false => Some(beside()).filter(|index| !path.exists() && index.is_file()),
+    }
+}
+
+/// Divides tensors of these sizes in bytes, in their order, into shards of at most `most` bytes or one tensor.
+pub fn divide(sizes: impl IntoIterator<Item = u64>, most: u64) -> Vec<Range<usize>> {
+    let mut shards = vec![0..0];
+    let mut bytes = 0;
+    for size in sizes {
+        let end = shards[shards.len() - 1].end;
+        if bytes > 0 && bytes + size > most {
+            shards.push(end..end);
+            bytes = 0;
+        }
+        bytes += size;
+        let last = shards.len() - 1;
+        shards[last].end = end + 1;
+    }
+    shards
+}
+
+/// The name of shard `i` of `n` of a file: the file's own where there is one.
+pub fn shard_name(file: &str, i: usize, n: usize) -> String {
+    match file.strip_suffix(".safetensors") {
+        Some(stem) if n > 1 => format!("{stem}-{:05}-of-{n:05}.safetensors", i + 1),
+        _ => file.to_owned(),
+    }
+}
+
+/// The text of an index: which file each tensor is in, and the bytes of all tensors.
+pub fn index<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a str)>, total: u64) -> String {
+    #[derive(Serialize)]
+    struct Written<'a> {
+        metadata: serde_json::Value,
+        weight_map: BTreeMap<&'a str, &'a str>,
+    }
+    let index = Written {
+        metadata: serde_json::json!({ "total_size": total }),
+        weight_map: tensors.into_iter().collect(),
+    };
+    format!("{:#}\n", serde_json::json!(index))
 }
 
 /// Number of keys of a JSON object, the same ones counted as often as they occur.
@@ -44,9 +102,10 @@ impl<'de> Deserialize<'de> for Entries {
 }
 
 impl Weights {
-    /// Opens the shards in `root`, as its index lists them.
-    pub(super) fn sharded(root: &Path) -> Result<Weights> {
-        let path = root.join(INDEX);
+    /// Opens the shards beside the index at `path`, as it lists them.
+    pub(super) fn sharded(path: &Path) -> Result<Weights> {
+        let path = path.to_owned();
+        let root = path.parent().unwrap_or(Path::new(""));
         let index: Index = serde_json::from_str(&files::read(&path)?).map_err(|e| CheckpointError::NoWeights {
             path: path.clone(),
             reason: format!("it is not an index of shards ({e})"),

@@ -11,6 +11,8 @@
 //! | `state.json` | [`RunState`] |
 //! | `manifest.json` | sizes and xxh3 of all of the above and of their tensors; written last, so a checkpoint without one is not one |
 //!
+//! A file of tensors that is too large is in shards instead, with an index (`shards`).
+//!
 //! Batches, noise and learning rates are functions of the seed and the step, so there is nothing else to store.
 
 use std::path::Path;

@@ -4,29 +4,34 @@
 //! openpi PyTorch checkpoint; what other programs call them is in `names`, and where they are in a checkpoint of the
 //! JAX model is in [`jax`].
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use bytemuck::try_cast_slice;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
 
 use super::error::{CheckpointError, Result};
-use super::jax::{self, Origin};
+use super::jax::{self, Layout, Origin};
 use super::names::{self, EMBEDDING, TIED};
 use super::orbax::{self, Orbax};
-use super::state;
+use super::{shards, state};
 use crate::model::merge;
 use crate::model::params::ParamTensor;
 
 pub(super) const SINGLE: &str = "model.safetensors";
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// Values of a tensor that are read at a time.
+const PIECE: usize = 4 << 20;
 
 /// Whether a folder holds a model as other programs save it.
 pub(super) fn is_model(folder: &Path) -> bool {
-    let file = [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file());
-    file || orbax::locate(folder).is_ok_and(|found| found.is_some())
+    let file = [SINGLE.to_owned(), shards::index_of(SINGLE)];
+    let is_there = file.iter().any(|name| folder.join(name).is_file());
+    is_there || orbax::locate(folder).is_ok_and(|found| found.is_some())
 }
 
 /// The tensors of one safetensors file, of the shards of one model, or of an Orbax checkpoint. None of the files may
@@ -72,9 +77,9 @@ fn bytes_of(dtype: Dtype, elements: usize) -> u64 {
 }
 
 impl Weights {
-    /// Opens a `.safetensors` file, a folder with `model.safetensors`, a folder with `model.safetensors.index.json` and
-    /// its shards, a checkpoint of ours (its `params.safetensors`), or an Orbax checkpoint of the JAX model (its
-    /// `params`, a step, or all steps: the newest).
+    /// Opens a `.safetensors` file or the index of its shards, a folder with `model.safetensors`, a folder with
+    /// `model.safetensors.index.json` and its shards, a checkpoint of ours (its `params.safetensors`), or an Orbax
+    /// checkpoint of the JAX model (its `params`, a step, or all steps: the newest).
     ///
     /// # Errors
     /// Files that are missing, cut short or in no format that can be read, and shards that do not hold what the index
@@ -94,7 +99,10 @@ impl Weights {
 
     fn found(path: &Path) -> Result<Weights> {
         if !path.is_dir() {
-            return Weights::single(path);
+            return match shards::index_at(path) {
+                Some(index) => Weights::sharded(&index),
+                None => Weights::single(path),
+            };
         }
         for name in [SINGLE, state::PARAMS] {
             let file = path.join(name);
@@ -102,15 +110,21 @@ impl Weights {
                 return Weights::single(&file);
             }
         }
-        if path.join(INDEX).is_file() {
-            return Weights::sharded(path);
+        for name in [SINGLE, state::PARAMS] {
+            let index = path.join(shards::index_of(name));
+            if index.is_file() {
+                return Weights::sharded(&index);
+            }
         }
         if let Some(folder) = orbax::locate(path)? {
             return Weights::of_arrays(Orbax::open(&folder)?);
         }
         Err(CheckpointError::NoWeights {
             path: path.to_owned(),
-            reason: format!("neither {SINGLE} nor {INDEX} nor an Orbax checkpoint is in it"),
+            reason: format!(
+                "neither {SINGLE} nor {} nor an Orbax checkpoint is in it",
+                shards::index_of(SINGLE)
+            ),
         })
     }
 
@@ -146,7 +160,7 @@ impl Weights {
     /// The values of a parameter.
     ///
     /// # Errors
-    /// As [`Weights::values`].
+    /// As [`Weights::pieces`].
     pub fn tensor(&self, tensor: &ParamTensor) -> Result<Vec<f32>> {
         self.values(&tensor.name, &tensor.shape)
     }
@@ -155,20 +169,52 @@ impl Weights {
     /// has sections), `[product of shape]`, row by row.
     ///
     /// # Errors
-    /// A tensor that is missing, has another shape, or is not F32, F16 or BF16.
+    /// As [`Weights::pieces`].
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let mut values = Vec::with_capacity(shape.iter().product());
+        self.pieces(name, shape, |piece| {
+            values.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    /// Whether [`Weights::pieces`] would give the tensor `name`.
+    ///
+    /// # Errors
+    /// A tensor that is missing, has another shape, or is not F32, F16 or BF16.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.stored(name, shape).map(|_| ())
+    }
+
+    /// Gives `take` the values of the tensor `name` piece by piece, in their order. Memory holds a piece, or, of an array whose
+    /// elements are in another order, a layer, twice.
+    ///
+    /// # Errors
+    /// As [`Weights::expect`], arrays that cannot be read, and what `take` says.
+    pub fn pieces(&self, name: &str, shape: &[usize], mut take: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let stored = self.stored(name, shape)?;
+        match (&stored.place, &self.arrays) {
+            (Place::File { file, bytes }, _) => {
+                let data = &self.files[*file].1[bytes.clone()];
+                let block = PIECE * stored.dtype.bitsize() / 8;
+                data.chunks(block)
+                    .try_for_each(|part| take(&widened(stored.dtype, part)))
+            }
+            (Place::Array { path, origin, .. }, Some(arrays)) => read(arrays, path, origin, stored.dtype, take),
+            (Place::Array { .. }, None) => Ok(()),
+        }
+    }
+
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<&Stored> {
         let (_, stored) = self.find(name, shape)?;
-        if !is_float(stored.dtype) {
-            return Err(CheckpointError::Dtype {
+        match is_float(stored.dtype) {
+            true => Ok(stored),
+            false => Err(CheckpointError::Dtype {
                 path: self.path_of(stored).to_owned(),
                 tensor: name.into(),
                 found: format!("{:?}", stored.dtype),
-            });
-        }
-        match (&stored.place, &self.arrays) {
-            (Place::File { file, bytes }, _) => Ok(widened(stored.dtype, &self.files[*file].1[bytes.clone()])),
-            (Place::Array { path, origin, .. }, Some(arrays)) => read(arrays, path, origin, stored.dtype),
-            (Place::Array { .. }, None) => Ok(Vec::new()),
+            }),
         }
     }
 
@@ -250,8 +296,8 @@ pub(super) fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
-/// Little-endian numbers as f32, which is exact.
-fn widened(dtype: Dtype, data: &[u8]) -> Vec<f32> {
+/// Little-endian numbers as f32, which is exact: as they lie there, where that is possible.
+fn widened(dtype: Dtype, data: &[u8]) -> Cow<'_, [f32]> {
     match dtype {
         Dtype::F16 => data
             .as_chunks()
@@ -265,21 +311,29 @@ fn widened(dtype: Dtype, data: &[u8]) -> Vec<f32> {
             .iter()
             .map(|b| bf16::from_le_bytes(*b).to_f32())
             .collect(),
-        _ => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        _ => match try_cast_slice(data) {
+            Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
+            _ => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        },
     }
 }
 
-/// Reads a tensor from an array, in blocks where their order stays as it is.
-fn read(arrays: &Orbax, path: &str, origin: &Origin, dtype: Dtype) -> Result<Vec<f32>> {
-    /// Bytes read at a time.
-    const BLOCK: usize = 1 << 24;
+/// Gives `take` a tensor from an array: in blocks of rows where their order stays as it is, else as a whole.
+fn read(
+    arrays: &Orbax,
+    path: &str,
+    origin: &Origin,
+    dtype: Dtype,
+    mut take: impl FnMut(&[f32]) -> Result<()>,
+) -> Result<()> {
     let size = dtype.bitsize() / 8;
-    let row = origin.part.iter().product::<usize>() * size / origin.rows.len().max(1);
+    let row = origin.part.iter().product::<usize>() / origin.rows.len().max(1);
     let block = match origin.rows.len() {
         1 => 1,
-        _ => (BLOCK / row.max(1)).max(1),
+        _ => (PIECE / row.max(1)).max(1),
     };
-    let mut values = Vec::with_capacity(origin.elements.len());
+    let keeps_order = matches!(origin.layout, Layout::Same | Layout::Flat | Layout::Squeezed);
+    let mut values = Vec::new();
     for first in origin.rows.clone().step_by(block) {
         let rows = first..origin.rows.end.min(first + block);
         let bytes = arrays.rows(path, rows)?;
@@ -287,7 +341,13 @@ fn read(arrays: &Orbax, path: &str, origin: &Origin, dtype: Dtype) -> Result<Vec
             1 => &bytes[origin.elements.start * size..origin.elements.end * size],
             _ => &bytes,
         };
-        values.extend(widened(dtype, own));
+        match keeps_order {
+            true => take(&widened(dtype, own))?,
+            false => values.extend_from_slice(&widened(dtype, own)),
+        }
     }
-    Ok(origin.layout.arrange(values, &origin.part))
+    match keeps_order {
+        true => Ok(()),
+        false => take(&origin.layout.arrange(values, &origin.part)),
+    }
 }

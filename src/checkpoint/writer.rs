@@ -13,8 +13,8 @@ use super::error::{CheckpointError, Result};
 use crate::files::{HashedFile, Written};
 use crate::model::params::ParamTable;
 
-/// Values converted to bytes at a time.
-const BLOCK: usize = 1 << 16;
+/// Values converted, hashed and written at a time: what fits into a cache beside what is being done with it.
+const BLOCK: usize = 1 << 17;
 
 /// A tensor that is to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -125,6 +125,54 @@ impl TensorWriter {
     /// A name out of turn, more values than announced, values that are too large for float16, or a file that cannot be
     /// written.
     pub fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let dtype = self.next(name, values.len())?;
+        if dtype == Dtype::F32 && cfg!(target_endian = "little") {
+            return self.append(name, bytemuck::cast_slice(values));
+        }
+        let mut block = std::mem::take(&mut self.block);
+        for part in values.chunks(BLOCK) {
+            block.clear();
+            match dtype {
+                Dtype::F16 => block.extend(part.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
+                Dtype::BF16 => block.extend(part.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
+                _ => block.extend(part.iter().flat_map(|v| v.to_le_bytes())),
+            }
+            let lost = |v: &&f32| dtype == Dtype::F16 && v.is_finite() && f16::from_f32(**v).is_infinite();
+            if let Some(value) = part.iter().find(lost) {
+                return Err(CheckpointError::TooLarge {
+                    path: self.file.path().to_owned(),
+                    tensor: name.into(),
+                    value: *value,
+                });
+            }
+            self.append(name, &block)?;
+        }
+        self.block = block;
+        match values.is_empty() {
+            true => self.append(name, &[]),
+            false => Ok(()),
+        }
+    }
+
+    /// Appends values as they will be in the file, little-endian: all of them, or the next part.
+    ///
+    /// # Errors
+    /// A name out of turn, more values than announced or half of one, or a file that cannot be written.
+    pub fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.skip_empty(name);
+        let size = self.plan.last().map_or(4, |(_, _, dtype)| dtype.bitsize() / 8);
+        if !bytes.len().is_multiple_of(size) {
+            return Err(self.out_of_order(format!(
+                "`{name}` gets {} bytes, which are not whole values",
+                bytes.len()
+            )));
+        }
+        self.next(name, bytes.len() / size)?;
+        self.append(name, bytes)
+    }
+
+    /// The type of the tensor whose turn it is, which must be `name` and have room for `more` values.
+    fn next(&mut self, name: &str, more: usize) -> Result<Dtype> {
         self.skip_empty(name);
         let Some((expected, count, dtype)) = self.plan.last() else {
             return Err(self.out_of_order(format!("`{name}` follows the last tensor")));
@@ -136,35 +184,25 @@ impl TensorWriter {
             );
             return Err(self.out_of_order(reason));
         }
-        let total = self.done + values.len();
+        let total = self.done + more;
         if total > *count {
             return Err(self.out_of_order(format!("`{name}` gets {total} values, but was announced with {count}")));
         }
-        let (finished, dtype) = (total == *count, *dtype);
-        for part in values.chunks(BLOCK) {
-            self.block.clear();
-            match dtype {
-                Dtype::F16 => self
-                    .block
-                    .extend(part.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
-                Dtype::BF16 => self
-                    .block
-                    .extend(part.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
-                _ => self.block.extend(part.iter().flat_map(|v| v.to_le_bytes())),
-            }
-            let lost = |v: &&f32| dtype == Dtype::F16 && v.is_finite() && f16::from_f32(**v).is_infinite();
-            if let Some(value) = part.iter().find(lost) {
-                return Err(CheckpointError::TooLarge {
-                    path: self.file.path().to_owned(),
-                    tensor: name.into(),
-                    value: *value,
-                });
-            }
-            self.file.write(&self.block)?;
-            self.hash.update(&self.block);
+        Ok(*dtype)
+    }
+
+    /// Hashes and writes bytes of the current tensor, and ends it where they are its last.
+    fn append(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let Some((_, count, dtype)) = self.plan.last() else {
+            return Ok(());
+        };
+        let (count, size) = (*count, dtype.bitsize() / 8);
+        for part in bytes.chunks(BLOCK * size) {
+            self.file.write(part)?;
+            self.hash.update(part);
         }
-        self.done = total;
-        if finished {
+        self.done += bytes.len() / size;
+        if self.done == count {
             self.plan.pop();
             self.done = 0;
             self.hashes.push((name.into(), self.hash.digest()));
@@ -196,6 +234,12 @@ impl TensorWriter {
     /// The file being written.
     pub fn path(&self) -> &Path {
         self.file.path()
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> String {
+        let name = self.path().file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 
     /// Tensors without elements need not be written, except that `name` may be.

@@ -18,6 +18,7 @@ impl Default for Config {
             eval_interval: 10_000,
             seed: 42,
             keep_checkpoints: 5,
+            save_memory_mb: 0,
             checkpoint_dir: "checkpoints".into(),
             project_name: "acrlpd".into(),
             wandb_enabled: true,

@@ -32,6 +32,8 @@ pub struct Config {
     pub seed: u64,
     /// Complete checkpoints kept on disk.
     pub keep_checkpoints: usize,
+    /// Most host memory in 10⁶ bytes that a checkpoint on its way to the disk may take; 0: half of what is free.
+    pub save_memory_mb: usize,
     /// Root of all checkpoints, relative to the current folder.
     pub checkpoint_dir: PathBuf,
     /// Project of the run at wandb.

@@ -58,8 +58,8 @@ pub use profile::{Profile, ProfileRow, Roofline};
 pub(crate) use raw::{RawKernel, Source, TensorMap};
 pub use record::{Cost, Record, Share, Totals};
 pub use tensor::{Shape, Tensor};
-pub use transfer::PendingRead;
 pub(crate) use transfer::WRITTEN;
+pub use transfer::{PendingRead, Words};
 pub use wgsl_check::{WgslFailure, WgslReport, check_wgsl};
 
 pub(crate) use dry::{CudaDry, WgpuDry};

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use cubecl::prelude::{ComputeClient, CubeCount, Runtime};
 use cubecl_common::bytes::Bytes;
+use cubecl_common::future::block_on;
 use cubecl_runtime::server::{Handle, ServerError};
 
 use super::raw::{RawKernel, Source};
@@ -197,6 +198,31 @@ impl Gpu {
         Ok(self.settle(result)?[before..before + wanted].to_vec())
     }
 
+    /// Reads several tensors of 32-bit words at once, after waiting once for all work before. The bytes are the device's own
+    /// copy, which is freed with them.
+    pub fn read_words(&self, tensors: &[Tensor]) -> Result<Vec<Words>> {
+        // A failed launch is reported by sync, never by read: ask first.
+        self.sync()?;
+        assert!(
+            tensors.iter().all(|t| t.dtype().bytes() == 4),
+            "only whole words are read"
+        );
+        let handles: Option<Vec<Handle>> = tensors.iter().map(|t| t.exact_handle().map(|(h, _)| h)).collect();
+        let Some(handles) = handles.filter(|_| !tensors.is_empty()) else {
+            let zeros = |t: &Tensor| Words::new(Bytes::from_bytes_vec(vec![0; t.bytes() as usize]), t);
+            return Ok(tensors.iter().map(zeros).collect());
+        };
+        let read = match self.backend() {
+            Backend::Wgpu(c) => block_on(c.read_async(handles)),
+            Backend::Cuda(c) => block_on(c.read_async(handles)),
+            Backend::Dry(c) => block_on(c.read_async(handles)),
+            Backend::DryWgpu(c) => block_on(c.read_async(handles)),
+            Backend::Null => Ok(Vec::new()),
+        };
+        let words = self.settle(read)?.into_iter().zip(tensors);
+        Ok(words.map(|(bytes, tensor)| Words::new(bytes, tensor)).collect())
+    }
+
     /// Starts reading an f32 tensor as it is after all work issued so far, without waiting for it.
     pub fn read_later(&self, tensor: &Tensor) -> PendingRead {
         let wanted = tensor.len();
@@ -229,6 +255,26 @@ impl Gpu {
         // The first poll issues the copy: from here on it is ordered before everything launched later.
         pending.early = pending.poll();
         pending
+    }
+}
+
+/// 32-bit words that were read, as bytes.
+pub struct Words {
+    bytes: Bytes,
+    /// Of the tensor: what was read may be longer.
+    len: usize,
+}
+
+impl Words {
+    fn new(bytes: Bytes, tensor: &Tensor) -> Words {
+        let len = tensor.bytes() as usize;
+        Words { bytes, len }
+    }
+}
+
+impl AsRef<[u8]> for Words {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
     }
 }
 

@@ -347,6 +347,49 @@ impl ParamStore {
         }
     }
 
+    /// Overwrites every tensor with what `values` hands over for it, piece by piece, in order; those with the least `order`
+    /// first. What is not handed over stays as it is.
+    ///
+    /// # Panics
+    /// If there are more values than the tensor has.
+    pub fn write_pieces<K: Ord>(
+        &self,
+        gpu: &Gpu,
+        order: impl Fn(&ParamTensor) -> K,
+        mut values: impl FnMut(&ParamTensor, &mut dyn FnMut(&[f32])),
+    ) {
+        let named = self.named().into_iter().map(|(tensor, ranges)| (tensor, Some(ranges)));
+        let kept = self.kept().into_iter().map(|tensor| (tensor, None));
+        let mut all: Vec<_> = named.chain(kept).collect();
+        all.sort_by_cached_key(|(tensor, _)| order(tensor));
+        for (tensor, ranges) in all {
+            let Some(ranges) = ranges else {
+                let mut whole = Vec::new();
+                values(&tensor, &mut |piece| whole.extend_from_slice(piece));
+                if whole.len() == tensor.len() {
+                    let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+                    kept.insert(tensor.name, whole);
+                }
+                continue;
+            };
+            let mut done = 0;
+            values(&tensor, &mut |piece| {
+                assert!(done + piece.len() <= tensor.len(), "{}", tensor.name);
+                // First element of the range, counted from the start of the tensor.
+                let mut first = 0;
+                for range in &ranges {
+                    let (from, to) = (done.max(first), (done + piece.len()).min(first + range.len()));
+                    if from < to {
+                        let part = range.slice(from - first, to - from);
+                        part.write(gpu, &piece[from - done..to - done]);
+                    }
+                    first += range.len();
+                }
+                done += piece.len();
+            });
+        }
+    }
+
     /// Converts everything from an f32 store of the same placement to this one's element type; to bf16 as the high halves
     /// of weights are rounded.
     pub fn convert_from(&self, gpu: &Gpu, other: &ParamStore) {

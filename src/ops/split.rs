@@ -118,11 +118,25 @@ impl Values {
         let mut values = Vec::with_capacity(self.len());
         for start in (0..self.len()).step_by(THROUGH) {
             let part = self.slice(start, THROUGH.min(self.len() - start));
-            let whole = gpu.f32([part.len()]);
-            part.copy_to(gpu, &whole);
-            values.extend(gpu.read_f32(&whole)?);
+            values.extend(gpu.read_f32(&part.joined(gpu))?);
         }
         Ok(values)
+    }
+
+    /// The values as one f32 tensor on the device: themselves, or a copy for the running step. None of those that the host
+    /// makes of something else.
+    pub fn whole(&self, gpu: &Gpu) -> Option<Tensor> {
+        match (&self.kept, &self.low) {
+            (Some(_), _) => None,
+            (None, None) => Some(self.high.clone()),
+            (None, Some(_)) => Some(self.joined(gpu)),
+        }
+    }
+
+    fn joined(&self, gpu: &Gpu) -> Tensor {
+        let whole = gpu.f32([self.len()]);
+        self.copy_to(gpu, &whole);
+        whole
     }
 
     /// Overwrites the values, as many as there are.

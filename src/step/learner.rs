@@ -215,17 +215,17 @@ impl Learner {
     }
 
     /// Sets the tensors of π₀ that `values` gives; the average starts from them.
-    pub fn load_pi0(&self, values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>) {
-        self.load_pi0_by(|_| (), values);
+    pub fn load_pi0(&self, mut values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>) {
+        self.load_pi0_by(|_| (), |tensor, put| values(tensor).iter().for_each(|all| put(all)));
     }
 
-    /// The same, asking for those with the least `order` first.
+    /// The same, asking for those with the least `order` first; `values` hands them over piece by piece, in their order.
     pub fn load_pi0_by<K: Ord>(
         &self,
         order: impl Fn(&ParamTensor) -> K,
-        values: impl FnMut(&ParamTensor) -> Option<Vec<f32>>,
+        values: impl FnMut(&ParamTensor, &mut dyn FnMut(&[f32])),
     ) {
-        self.pi0.weights.write_by(&self.gpu, order, values);
+        self.pi0.weights.write_pieces(&self.gpu, order, values);
         self.begin_averages(&self.pi0);
         self.refresh_compute();
     }

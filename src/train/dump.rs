@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::diagnose::{self, Diagnosis};
 use super::error::{Result, TrainError};
+use super::handover::{Cut, Handover, Identity};
 use super::setup;
-use super::snapshot::{self, Identity};
+use super::snapshot;
 use crate::checkpoint::{self, state};
 use crate::config::Config;
 use crate::data::{CameraBatch, ChunkBatch};
@@ -81,7 +82,8 @@ pub fn write(
 ) -> Result<PathBuf> {
     let dir = identity.dir.join(DUMPS);
     let identity = Identity { dir: &dir, ..*identity };
-    let (group, _) = snapshot::save(learner, &identity, step, 0)?.wait()?;
+    let cut = Cut::new(identity.config.save_memory_mb);
+    let (group, _) = Handover::begin(learner, &identity, step, 0, cut)?.finish()?.wait()?;
     let content = Content {
         step,
         cameras: batch.images.iter().map(|c| c.name.clone()).collect(),

@@ -25,6 +25,7 @@ mod error;
 pub mod eval;
 pub mod feed;
 pub mod guard;
+pub mod handover;
 pub mod interval;
 mod lock;
 pub mod metrics;

@@ -38,6 +38,11 @@ impl<'a> PromptRows<'a> {
         }
     }
 
+    /// Whether a tensor is in the checkpoint as it is in the learner's stores of averages and moments.
+    pub fn is_plain(&self, tensor: &ParamTensor) -> bool {
+        tensor.name != self.table.name || (self.saved.is_none() && self.learner.touched().is_none())
+    }
+
     /// Shape of a moment, which the learner's store has as `shape`, in the checkpoint.
     pub fn stored_shape(&self, section: &str, name: &str, shape: Vec<usize>) -> Vec<usize> {
         if name != format!("{section}{}", self.table.name) {

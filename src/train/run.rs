@@ -238,7 +238,14 @@ fn warn_of_changes(saved: &Saved, config: &Config) {
     };
     let changes = then.differences(config);
     let matter = changes.iter().filter(|(key, ..)| {
-        !["num_train_steps", "log_interval", "save_interval", "keep_checkpoints"].contains(&&key[..])
+        ![
+            "num_train_steps",
+            "log_interval",
+            "save_interval",
+            "keep_checkpoints",
+            "save_memory_mb",
+        ]
+        .contains(&&key[..])
     });
     for (key, old, new) in matter {
         tracing::warn!("`{key}` was {old} when the checkpoint was saved and is {new} now");

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::error::{Result, TrainError};
+use super::handover::{Cut, Handover, Identity};
 use super::run::Observer;
-use super::snapshot::{self, Identity};
 use crate::checkpoint::Saving;
 use crate::step::Learner;
 
@@ -13,6 +13,8 @@ use crate::step::Learner;
 pub(super) struct Saver<'a> {
     learner: &'a Learner,
     identity: Identity<'a>,
+    /// What is still being read from the device.
+    reading: Option<Handover>,
     under_way: Option<Saving>,
     /// Newest checkpoint that is complete.
     kept: Option<PathBuf>,
@@ -26,6 +28,7 @@ impl<'a> Saver<'a> {
         Saver {
             learner,
             identity,
+            reading: None,
             under_way: None,
             kept,
             failed: 0,
@@ -45,19 +48,52 @@ impl<'a> Saver<'a> {
         done.is_multiple_of(self.identity.config.save_interval) || self.again.is_some_and(|step| done >= step)
     }
 
-    /// Starts saving the state after `done` steps, of which `skipped` changed nothing; waits for the save before.
+    /// Starts saving the state after `done` steps, of which `skipped` changed nothing; waits for the save before. The state
+    /// must not change until [`Saver::hold`].
     ///
     /// # Errors
     /// A device that failed.
     pub fn start(&mut self, done: u64, skipped: u64, observer: &mut dyn Observer) -> Result<()> {
+        self.hold()?;
         self.settle(done, observer);
         self.again = None;
-        self.under_way = Some(snapshot::save(self.learner, &self.identity, done, skipped)?);
+        let cut = Cut::new(self.identity.config.save_memory_mb);
+        self.reading = Some(Handover::begin(self.learner, &self.identity, done, skipped, cut)?);
+        self.advance()
+    }
+
+    /// Whether a state is being read.
+    pub fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
+    /// Goes on reading as far as there is room.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn advance(&mut self) -> Result<()> {
+        let complete = match &mut self.reading {
+            Some(reading) => reading.advance()?,
+            None => false,
+        };
+        if complete { self.hold() } else { Ok(()) }
+    }
+
+    /// Reads what is left, before the state changes: waits for the disk if there is no room.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn hold(&mut self) -> Result<()> {
+        if let Some(reading) = self.reading.take() {
+            self.under_way = Some(reading.finish()?);
+        }
         Ok(())
     }
 
     /// The newest complete checkpoint, after waiting for the one under way.
     pub fn newest(&mut self, done: u64, observer: &mut dyn Observer) -> Option<PathBuf> {
+        // Without its device, a state that is half read is lost.
+        let _ = self.hold();
         self.settle(done, observer);
         self.kept.clone()
     }
@@ -67,6 +103,7 @@ impl<'a> Saver<'a> {
     /// # Errors
     /// The last save failed.
     pub fn finish(&mut self, observer: &mut dyn Observer) -> Result<Option<PathBuf>> {
+        self.hold()?;
         if let Some(saving) = self.under_way.take() {
             let step = saving.step();
             let (folder, took) = saving.wait().map_err(|source| TrainError::Unsaved {
@@ -103,6 +140,7 @@ impl<'a> Saver<'a> {
 impl Drop for Saver<'_> {
     /// A run that ends with an error still lets the disk finish.
     fn drop(&mut self) {
+        let _ = self.hold();
         if let Some(saving) = self.under_way.take() {
             let _ = saving.wait();
         }

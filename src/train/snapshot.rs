@@ -1,84 +1,15 @@
-//! A learner on disk: initial weights in, checkpoints out and in again.
-
-use std::path::Path;
+//! A learner from the disk: initial weights, and what a run goes on from. The other way is [`handover`](super::handover).
 
 use super::error::Result;
+use super::handover::{moments, names, numbers};
 use super::prompt_rows::PromptRows;
-use crate::checkpoint::{Background, CheckpointError, RunState, Saved, Saving, Weights, state};
-use crate::config::Config;
-use crate::data::NormStats;
-use crate::gpu::{Gpu, Tensor};
+use crate::checkpoint::{CheckpointError, Saved, Weights, state};
+use crate::gpu::Gpu;
 use crate::model::dims::{Adapters, Pi0Dims};
 use crate::model::merge;
-use crate::model::params::{ParamStore, ParamTensor, Touched};
+use crate::model::params::{ParamStore, ParamTensor};
 use crate::model::tables;
-use crate::ops::split::Values;
 use crate::step::Learner;
-use crate::step::learner::Temperature;
-
-/// Names of the temperature's numbers in `optimizer.safetensors`.
-const TEMPERATURE: [&str; 3] = ["log_alpha", "m", "v"];
-
-/// Bytes of a checkpoint that may wait for the disk where the system does not say how much memory it has left.
-const IN_MEMORY: usize = 4 << 30;
-
-/// What identifies a checkpoint beside the learner.
-pub struct Identity<'a> {
-    /// The run's folder.
-    pub dir: &'a Path,
-    pub config: &'a Config,
-    pub stats: &'a NormStats,
-}
-
-/// Hands the learner after `step` steps over to a thread that saves it. Waits for the device; `skipped` of the steps
-/// changed nothing.
-///
-/// # Errors
-/// A device that failed (nothing is saved then). What the disk says is known from the [`Saving`].
-pub fn save(learner: &Learner, identity: &Identity<'_>, step: u64, skipped: u64) -> Result<Saving> {
-    learner.gpu.sync()?;
-    let Identity { dir, config, stats } = identity;
-    let mut state = RunState::now(step, config.seed, &config.name);
-    state.skipped = skipped;
-    state.prompt_rows = learner.touched().map(Touched::ids);
-    let draft = Background::begin(dir, state, room())?;
-    let gpu = &learner.gpu;
-    let (pi0, critic) = (&learner.pi0, &learner.critic);
-    write(gpu, &draft, state::PARAMS, &[("", &pi0.weights)])?;
-    if let Some(average) = &pi0.average {
-        write_average(gpu, &draft, &pi0.weights, average)?;
-    }
-    let mut critics = vec![(state::ONLINE, &critic.weights)];
-    critics.extend(critic.average.as_ref().map(|targets| (state::TARGET, targets)));
-    write(gpu, &draft, state::CRITIC, &critics)?;
-
-    let moments = moments(learner);
-    let mut plan: Vec<(String, Vec<usize>)> = moments.iter().flat_map(|(s, store)| names(s, store)).collect();
-    let temperature = learner.temperature.as_ref().map(numbers);
-    plan.extend(temperature.iter().flatten().map(|(name, _)| (name.clone(), vec![1])));
-    draft.tensors(state::OPTIMIZER, plan);
-    for (section, store) in &moments {
-        write_store(gpu, &draft, section, store)?;
-    }
-    for (name, tensor) in temperature.iter().flatten() {
-        draft.values(name, gpu.read_f32(tensor)?);
-    }
-    draft.keep();
-
-    draft.text(state::CONFIG, config.to_toml());
-    draft.text(state::NORM_STATS, stats.to_json());
-    Ok(draft.commit(config.keep_checkpoints))
-}
-
-/// Bytes of a checkpoint that may wait for the disk in host memory, half of what is left of it: training goes on when all
-/// but these are written.
-fn room() -> usize {
-    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()
-    });
-    available.map_or(IN_MEMORY, |kilobytes| kilobytes / 2 * 1024)
-}
 
 /// Sets a learner to what was saved. Nothing is changed unless everything fits.
 ///
@@ -98,7 +29,7 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
     for (section, store) in &moments {
         for (name, shape) in names(section, store) {
             if !prompts.is_unused(&optimizer, section, &name) {
-                optimizer.values(&name, &prompts.stored_shape(section, &name, shape))?;
+                optimizer.expect(&name, &prompts.stored_shape(section, &name, shape))?;
             }
         }
     }
@@ -123,14 +54,25 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
     learner.touch_only(&rows);
     load(learner, &params, |_, _| ())?;
     if let (Some(average), Some(ema)) = (&learner.pi0.average, &ema) {
-        fill(gpu, average, |t| prompts.average(ema, t))?;
+        fill(gpu, average, |t, put| match prompts.is_plain(t) {
+            true => stream(ema, "", t, put),
+            false => prompts.average(ema, t).map(|values| put(&values)),
+        })?;
     }
-    fill(gpu, &learner.critic.weights, |t| in_section(&critic, state::ONLINE, t))?;
+    fill(gpu, &learner.critic.weights, |t, put| {
+        stream(&critic, state::ONLINE, t, put)
+    })?;
     if let Some(targets) = &learner.critic.average {
-        fill(gpu, targets, |t| in_section(&critic, state::TARGET, t))?;
+        fill(gpu, targets, |t, put| stream(&critic, state::TARGET, t, put))?;
     }
     for (section, store) in &moments {
-        fill(gpu, store, |t| prompts.moment(&optimizer, section, t))?;
+        fill(gpu, store, |t, put| {
+            let name = format!("{section}{}", t.name);
+            match prompts.is_plain(t) && !prompts.is_unused(&optimizer, section, &name) {
+                true => stream(&optimizer, section, t, put),
+                false => prompts.moment(&optimizer, section, t).map(|values| put(&values)),
+            }
+        })?;
     }
     if let Some(temperature) = &learner.temperature {
         for (name, tensor) in numbers(temperature) {
@@ -184,102 +126,46 @@ pub fn load(learner: &Learner, weights: &Weights, mut progress: impl FnMut(usize
     let all = learner.pi0.weights.placement().table().len();
     let order = |tensor: &ParamTensor| weights.position(&tensor.name);
     let adapted = weights.has_adapters();
-    learner.load_pi0_by(order, |tensor| {
-        let kept = !adapted && merge::is_adapter(&tensor.name);
-        let values = match kept {
-            true => None,
-            false => or_note(weights.tensor(tensor), &mut failed),
-        };
-        done += tensor.len();
-        progress(done, all);
-        values
+    learner.load_pi0_by(order, |tensor, put| {
+        if !adapted && merge::is_adapter(&tensor.name) {
+            done += tensor.len();
+            return progress(done, all);
+        }
+        let read = weights.pieces(&tensor.name, &tensor.shape, |piece| {
+            put(piece);
+            done += piece.len();
+            progress(done, all);
+            Ok(())
+        });
+        note(read, &mut failed);
     });
     failed.map_or(Ok(()), |e| Err(e.into()))
 }
 
-type Read = Result<Vec<f32>, CheckpointError>;
+/// Takes the values of a tensor, piece by piece.
+type Put<'a> = &'a mut dyn FnMut(&[f32]);
 
-fn in_section(weights: &Weights, section: &str, tensor: &ParamTensor) -> Read {
-    weights.values(&format!("{section}{}", tensor.name), &tensor.shape)
-}
-
-/// Overwrites a store tensor by tensor.
-fn fill(gpu: &Gpu, store: &ParamStore, read: impl Fn(&ParamTensor) -> Read) -> Result<()> {
+/// Overwrites a store tensor by tensor, with what `read` puts.
+fn fill(
+    gpu: &Gpu,
+    store: &ParamStore,
+    read: impl Fn(&ParamTensor, Put<'_>) -> Result<(), CheckpointError>,
+) -> Result<()> {
     let mut failed = None;
-    store.write(gpu, |t| or_note(read(t), &mut failed));
+    store.write_pieces(gpu, |_| (), |tensor, put| note(read(tensor, put), &mut failed));
     failed.map_or(Ok(()), |e| Err(e.into()))
 }
 
-fn or_note<E>(values: Result<Vec<f32>, E>, failed: &mut Option<E>) -> Option<Vec<f32>> {
-    values.map_err(|e| failed.get_or_insert(e)).ok()
+/// Puts the values of a tensor with `section` in front of its name.
+fn stream(weights: &Weights, section: &str, tensor: &ParamTensor, put: Put<'_>) -> Result<(), CheckpointError> {
+    weights.pieces(&format!("{section}{}", tensor.name), &tensor.shape, |piece| {
+        put(piece);
+        Ok(())
+    })
 }
 
-/// Moments of both groups with their sections: those that their optimizers keep.
-fn moments(learner: &Learner) -> Vec<(&'static str, &ParamStore)> {
-    let (pi0, critic) = (&learner.pi0, &learner.critic);
-    let all = [
-        (state::PI0_M, Some(&pi0.m)),
-        (state::PI0_V, pi0.v.as_ref()),
-        (state::CRITIC_M, Some(&critic.m)),
-        (state::CRITIC_V, critic.v.as_ref()),
-    ];
-    let kept = all.into_iter();
-    kept.filter_map(|(section, store)| Some((section, store?))).collect()
-}
-
-fn numbers(t: &Temperature) -> Vec<(String, &Tensor)> {
-    let named = |(name, tensor)| (format!("{}{name}", state::TEMPERATURE), tensor);
-    TEMPERATURE
-        .into_iter()
-        .zip([&t.log_alpha, &t.m, &t.v])
-        .map(named)
-        .collect()
-}
-
-/// Names and shapes of the tensors a store holds.
-fn names(section: &str, store: &ParamStore) -> Vec<(String, Vec<usize>)> {
-    let tensors = store.named().into_iter().map(|(tensor, _)| tensor).chain(store.kept());
-    tensors.map(|t| (format!("{section}{}", t.name), t.shape)).collect()
-}
-
-fn write(gpu: &Gpu, draft: &Background, file: &'static str, stores: &[(&str, &ParamStore)]) -> Result<()> {
-    let plan = stores.iter().flat_map(|(section, store)| names(section, store));
-    draft.tensors(file, plan.collect());
-    for (section, store) in stores {
-        write_store(gpu, draft, section, store)?;
+fn note<E>(result: Result<(), E>, first: &mut Option<E>) {
+    if let Err(error) = result {
+        first.get_or_insert(error);
     }
-    draft.keep();
-    Ok(())
-}
-
-fn write_store(gpu: &Gpu, draft: &Background, section: &str, store: &ParamStore) -> Result<()> {
-    for (tensor, ranges) in store.named() {
-        write_tensor(gpu, draft, &format!("{section}{}", tensor.name), &ranges)?;
-    }
-    write_kept(draft, section, store);
-    Ok(())
-}
-
-fn write_kept(draft: &Background, section: &str, store: &ParamStore) {
-    for tensor in store.kept() {
-        draft.values(&format!("{section}{}", tensor.name), store.kept_values(&tensor));
-    }
-}
-
-fn write_tensor(gpu: &Gpu, draft: &Background, name: &str, ranges: &[Values]) -> Result<()> {
-    for range in ranges {
-        draft.values(name, range.read(gpu)?);
-    }
-    Ok(())
-}
-
-/// The whole model with averaged weights: what does not learn has no average and is its own.
-fn write_average(gpu: &Gpu, draft: &Background, weights: &ParamStore, average: &ParamStore) -> Result<()> {
-    draft.tensors(state::EMA, names("", weights));
-    for (tensor, ranges) in weights.named_with(average) {
-        write_tensor(gpu, draft, &tensor.name, &ranges)?;
-    }
-    write_kept(draft, "", weights);
-    draft.keep();
-    Ok(())
 }

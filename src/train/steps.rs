@@ -8,6 +8,7 @@ use super::error::{Result, TrainError};
 use super::eval::Evaluation;
 use super::feed::Feed;
 use super::guard::{Guard, Verdict};
+use super::handover::Identity;
 use super::interval::{Fed, Interval, Pending, Queue, Surroundings};
 use super::metrics::Log;
 use super::phases::PhaseTimes;
@@ -15,7 +16,6 @@ use super::run::{Finish, Observer, Options};
 use super::saver::{Saver, shown};
 use super::setup::{self, Source};
 use super::signals::Stop;
-use super::snapshot::Identity;
 use super::{diagnose, dump, eval, recipe};
 use crate::checkpoint::Saved;
 use crate::data::{ChunkBatch, DataError};
@@ -35,6 +35,14 @@ const PEAK_SIDE: usize = 4096;
 
 /// Steps of the program before the one that is timed: kernels are compiled by then.
 const PROFILED: u64 = 4;
+
+/// How much of a state is read.
+#[derive(Clone, Copy)]
+enum Copying {
+    /// What needs not wait for the disk.
+    WhatFits,
+    All,
+}
 
 /// A run under way.
 pub(super) struct Run<'a> {
@@ -141,18 +149,24 @@ impl<'a> Run<'a> {
             let update_pi0 = learner.config.updates_pi0(done);
             metrics.clear(gpu);
             let rates = recipe::rates(config, done);
-            let step = || {
-                for part in &ration.parts {
-                    schedule::micro_batch(learner, &metrics, part, update_pi0);
-                }
-                optimizer::update(learner, &metrics, done, rates);
-            };
             let watch = self.options.watch.then(|| Watch::begin(gpu));
             let mut work = Totals::default();
             if self.options.profile && done == first + PROFILED {
-                work = self.profiled(done + 1, step)?;
+                self.copy_state(Copying::All, &mut work)?;
+                work = self.profiled(done + 1, || {
+                    for part in &ration.parts {
+                        schedule::micro_batch(learner, &metrics, part, update_pi0);
+                    }
+                    optimizer::update(learner, &metrics, done, rates);
+                })?;
             } else {
-                step();
+                for part in &ration.parts {
+                    schedule::micro_batch(learner, &metrics, part, update_pi0);
+                    self.copy_state(Copying::WhatFits, &mut work)?;
+                }
+                // The update changes what a checkpoint under way is of.
+                self.copy_state(Copying::All, &mut work)?;
+                optimizer::update(learner, &metrics, done, rates);
             }
             done += 1;
             self.issued = done;
@@ -217,6 +231,26 @@ impl<'a> Run<'a> {
             metrics: self.log.as_ref().map(|log| log.path().to_owned()),
             signal,
         })
+    }
+
+    /// Goes on with the checkpoint that is being read from the device, if there is one. What was launched of the step before
+    /// is added to `work`, what the copies launch is not.
+    fn copy_state(&mut self, how: Copying, work: &mut Totals) -> Result<()> {
+        if !self.saver.is_reading() {
+            return Ok(());
+        }
+        let gpu = &self.learner.gpu;
+        let issued = gpu.take_record().total();
+        work.launches += issued.launches;
+        work.flops += issued.flops;
+        let pause = Instant::now();
+        match how {
+            Copying::WhatFits => self.saver.advance()?,
+            Copying::All => self.saver.hold()?,
+        }
+        self.paused += pause.elapsed();
+        gpu.take_record();
+        Ok(())
     }
 
     /// Issues step number `number` with every launch timed, and keeps the times; returns what was launched.
