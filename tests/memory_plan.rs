@@ -74,7 +74,7 @@ fn steps(gpu: &Gpu, config: &Config, plan: &Plan, steps: usize) -> Used {
     for step in 0..steps {
         metrics.clear(gpu);
         for _ in 0..config.accumulation() {
-            let part = plan::fullest(config, usize::MAX.min(learner.dims.max_token_len), 1);
+            let part = plan::fullest(config, learner.dims.max_token_len, 1);
             schedule::micro_batch(&learner, &metrics, &part, true);
         }
         optimizer::update(&learner, &metrics, step as u64, Rates::default());

@@ -17,8 +17,8 @@ use acrlpd::step::config::StepConfig;
 use acrlpd::step::metrics::Metrics;
 use acrlpd::step::optimizer::{self, Rates};
 use acrlpd::step::{Learner, MicroBatch, act, schedule};
-use acrlpd::train::recipe;
 use acrlpd::train::handover::{Cut, Handover, Identity};
+use acrlpd::train::recipe;
 use acrlpd::train::snapshot;
 use acrlpd::verify::{Fixture, TrainingGroup};
 

@@ -39,18 +39,18 @@ pub(super) fn index_at(path: &Path) -> Option<PathBuf> {
 
 /// Divides tensors of these sizes in bytes, in their order, into shards of at most `most` bytes or one tensor.
 pub fn divide(sizes: impl IntoIterator<Item = u64>, most: u64) -> Vec<Range<usize>> {
-    let mut shards = vec![0..0];
-    let mut bytes = 0;
+    let mut shards = Vec::new();
+    let (mut shard, mut bytes) = (0..0, 0);
     for size in sizes {
-        let end = shards[shards.len() - 1].end;
         if bytes > 0 && bytes + size > most {
-            shards.push(end..end);
+            let end = shard.end;
+            shards.push(std::mem::replace(&mut shard, end..end));
             bytes = 0;
         }
         bytes += size;
-        let last = shards.len() - 1;
-        shards[last].end = end + 1;
+        shard.end += 1;
     }
+    shards.push(shard);
     shards
 }
 

@@ -299,7 +299,7 @@ impl Search<'_> {
 pub enum Advice {
     /// The cheapest settings that make it fit.
     Set {
-        alternative: Alternative,
+        alternative: Box<Alternative>,
         /// Of the step that does not fit.
         tflop_per_sample: f64,
         seconds_per_sample: f64,
@@ -324,7 +324,7 @@ pub fn advice(config: &Config, planned: &Plan, caps: &Caps, prompt_tokens: usize
         }
     }
     let set = |alternative, less| Advice::Set {
-        alternative,
+        alternative: Box::new(alternative),
         tflop_per_sample: planned.tflop_per_sample,
         seconds_per_sample: seconds(config, planned),
         less,

@@ -50,7 +50,8 @@ fn soften(r: &mut Running) {
     sync_cube();
     r.partial[unit] = total;
     sync_cube();
-    if unit % 4 == 0 {
+    let lane = unit % 4;
+    if lane == 0 {
         let keep = f32::exp(before - now);
         r.shrink[query] = keep;
         r.top[query] = now;
