@@ -1,6 +1,6 @@
 //! What would make a step fit: settings that need less memory, tried by planning them.
 //!
-//! A row of [`CHANGES`] is one setting with its values, the cheapest in time first. States and activations lie in arenas of
+//! A row of `CHANGES` is one setting with its values, the cheapest in time first. States and activations lie in arenas of
 //! their own and do not depend on each other's settings, so each side is planned by itself; sums say which combination is
 //! the fastest that fits, and that one is planned as a whole. What changes the numbers is tried when nothing else fits.
 
