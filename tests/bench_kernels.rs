@@ -442,7 +442,7 @@ fn the_gpu_run_writes_down_what_fails_and_goes_on() {
     assert_eq!(out.status.code(), Some(1), "{written}");
     // With no device nothing works, and all of it is in the file.
     assert!(
-        written.contains("4 stages failed") && written.contains("error: "),
+        written.contains("5 stages failed") && written.contains("error: "),
         "{written}"
     );
     assert!(written.contains("| a step |") && written.contains("| 4 |"), "{written}");

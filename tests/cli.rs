@@ -261,7 +261,7 @@ fn small_commands_answer() {
     let (out, _) = expect(0, &["config", "show", "--config=debug", "--pi0_lr=0.5"]);
     assert!(out.contains("actor_lr = 0.5"), "{out}");
     assert!(expect(0, &["config", "keys"]).0.contains("acrlpd.num_action_samples"));
-    assert_eq!(expect(0, &["config", "presets"]).0.lines().count(), 5);
+    assert_eq!(expect(0, &["config", "presets"]).0.lines().count(), 6);
     let (out, _) = expect(0, &["data", "inspect", "assets/datasets/aloha_v21_image", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!(json["episodes"], 6);
