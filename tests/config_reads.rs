@@ -305,8 +305,7 @@ fn a_read_that_goes_away_is_noticed() {
             "config.acrlpd.temperature_lr",
             "acrlpd.temperature_lr",
         ),
-        ("train/setup.rs", "config.data.eval_fraction", "data.eval_fraction"),
-        ("train/steps.rs", "options.config.eval_interval", "eval_interval"),
+        ("train/setup.rs", "config.data.mix_weights", "data.mix_weights"),
         ("train/handover.rs", "config.keep_checkpoints", "keep_checkpoints"),
         (
             "train/setup.rs",

@@ -70,6 +70,8 @@ fn steps(gpu: &Gpu, config: &Config, plan: &Plan, steps: usize) -> Used {
     gpu.scratch().reserve(&plan.activation_pages).expect("there is room");
     let learner = setup::learner(gpu, config).expect("it fits");
     learner.init(1);
+    // As from a file, which is what plans have room for.
+    learner.load_pi0(|t| Some(vec![0.01; t.len()]));
     let metrics = Metrics::new(&learner, config.batch_size);
     for step in 0..steps {
         metrics.clear(gpu);
