@@ -24,6 +24,7 @@ pub mod config;
 pub mod data;
 pub mod files;
 pub mod gpu;
+pub mod host_memory;
 pub mod model;
 pub mod monitor;
 pub mod ops;

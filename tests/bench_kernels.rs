@@ -238,8 +238,6 @@ fn lists_name_every_op_and_the_shapes_of_the_model() {
         "watch",
         "lanes",
         "split",
-        "head_sum",
-        "blockwise",
         "packed",
         "host_average",
     ];

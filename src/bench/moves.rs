@@ -8,7 +8,7 @@ use crate::gpu::{DType, Gpu};
 use crate::ops::blocks::{self, Rect};
 use crate::ops::embedding::{self, Lookup};
 use crate::ops::mean_pool::{self, Runs};
-use crate::ops::{fill, image, patch_embed};
+use crate::ops::{fill, head_sum, image, patch_embed};
 
 /// Which op, and which direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -26,6 +26,9 @@ pub enum MoveKind {
     EmbeddingBackward,
     PatchCut,
     Image,
+    /// Adapters' matrices of all heads: `parts` of them next to each other, `width` columns each.
+    HeadSum,
+    HeadSumBackward,
 }
 
 /// One op on `[rows, width]`; pictures are `rows` squares of `width` pixels.
@@ -34,7 +37,7 @@ pub struct Move {
     pub op: MoveKind,
     pub rows: usize,
     pub width: usize,
-    /// Samples that the rows belong to; rows of an embedding's table; side of a patch.
+    /// Samples that the rows belong to; rows of an embedding's table; side of a patch; heads.
     pub parts: usize,
 }
 
@@ -54,8 +57,39 @@ impl Move {
             MoveKind::EmbeddingBackward => embed_backward(room, m, d, parts),
             MoveKind::PatchCut => cut(room, m, d, parts),
             MoveKind::Image => picture(room, m, d),
+            MoveKind::HeadSum => heads(room, m, d, parts),
+            MoveKind::HeadSumBackward => heads_backward(room, m, d, parts),
         }
     }
+}
+
+fn heads(mut room: Room<'_>, m: usize, rank: usize, heads: usize) -> Work {
+    let (x, y) = (room.input([m, heads * rank], 1.0), room.output([m, rank]));
+    let expected = {
+        let x = x.clone();
+        Expected::new("y", &y, move |at| {
+            let mut sum = Sum::of(0.0);
+            let first = at / rank * heads * rank + at % rank;
+            (0..heads).for_each(|h| sum.add(x.at(first + h * rank)));
+            sum
+        })
+    };
+    room.work(move |gpu: &Gpu| head_sum::forward(gpu, &x.tensor, &y), [expected])
+}
+
+fn heads_backward(mut room: Room<'_>, m: usize, rank: usize, heads: usize) -> Work {
+    let dx = room.in_place(DType::F32, [m, heads * rank], 1.0, 0.0);
+    let dy = room.input_f32([m, rank], 1.0, 0.0);
+    let expected = {
+        let (before, dy) = (dx.clone(), dy.clone());
+        Expected::new("dx", &dx.tensor, move |at| {
+            let mut sum = Sum::of(before.at(at));
+            sum.add(dy.at(at / (heads * rank) * rank + at % rank));
+            sum
+        })
+    };
+    let launch = move |gpu: &Gpu| head_sum::backward(gpu, &dy.tensor, &dx.tensor);
+    room.work(launch, [expected])
 }
 
 fn copy(mut room: Room<'_>, m: usize, d: usize) -> Work {

@@ -15,9 +15,12 @@ use crate::model::dims::{CriticDims, Pi0Dims, StackDims};
 use crate::model::layout::{CachedRun, ObservationMasks, PrefixLayout};
 use crate::model::suffix::Rows;
 use crate::ops::attention::{KeyRun, Plan};
+use crate::ops::blockwise;
 
 /// Tokens of a prompt, as `acrlpd plan` assumes them.
 const PROMPT: usize = 8;
+/// Rank of `gemma_2b_lora`.
+const LORA_RANK: usize = 16;
 /// The preset whose numbers of candidates, critics and Euler steps are measured.
 const PRESET: &str = "rl_fold_box";
 
@@ -131,6 +134,10 @@ impl List {
         ] {
             self.push(&format!("{op}/{name}"), Op::Update(UpdateCase { op: kind, elements }));
         }
+        // Whole blocks, as stores have them.
+        let elements = elements.next_multiple_of(blockwise::BLOCK);
+        let op = UpdateKind::Blockwise;
+        self.push(&format!("blockwise/{name}"), Op::Update(UpdateCase { op, elements }));
     }
 }
 
@@ -224,6 +231,10 @@ fn prefix(list: &mut List, s: &Setting) {
     );
     list.moved("patch_cut", MoveKind::PatchCut, pictures, d.image_size, d.patch);
     list.moved("image", MoveKind::Image, pictures, d.image_size, 1);
+    // The output projection's adapter has a B a head.
+    for (name, op) in [("forward", MoveKind::HeadSum), ("backward", MoveKind::HeadSumBackward)] {
+        list.moved(&format!("head_sum/{name}"), op, l.width, LORA_RANK, heads.q);
+    }
     list.moved("gather", MoveKind::Gather, tokens, l.width, 1);
     list.moved("scatter", MoveKind::Scatter, tokens, l.width, 1);
     list.moved("mean_pool/forward", MoveKind::MeanPool, layout.rows, l.width, s.batch);

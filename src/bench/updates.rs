@@ -6,6 +6,7 @@ use super::check::{Expected, Sum};
 use super::work::{Operand, Room, Work};
 use crate::gpu::{DType, Gpu};
 use crate::ops::adamw::{self, AdamW, Control, Flat, Update};
+use crate::ops::blockwise;
 use crate::ops::lion::Lion;
 use crate::ops::optimizers::Rule;
 use crate::ops::reduce;
@@ -16,6 +17,8 @@ use crate::ops::reduce;
 pub enum UpdateKind {
     /// With the average, and in a short type the copy to compute with, or weights in halves.
     Adamw,
+    /// AdamW with its moments in blocks of 8 bits, which are zero.
+    Blockwise,
     Lion,
     SoftUpdate,
     /// Σ g² and the number of elements that are not finite.
@@ -55,8 +58,9 @@ impl UpdateCase {
     pub fn work(&self, room: Room<'_>) -> Work {
         let n = self.elements;
         match self.op {
-            UpdateKind::Adamw => optimizer(room, n, true),
-            UpdateKind::Lion => optimizer(room, n, false),
+            UpdateKind::Adamw => optimizer(room, n, Moments::Two),
+            UpdateKind::Blockwise => optimizer(room, n, Moments::TwoInBlocks),
+            UpdateKind::Lion => optimizer(room, n, Moments::One),
             UpdateKind::SoftUpdate => soft_update(room, n),
             UpdateKind::Norm => norm(room, n),
             UpdateKind::Clip => clip(room, n),
@@ -71,24 +75,37 @@ fn control(gpu: &Gpu) -> Control {
     control
 }
 
-/// One weight before the update.
+/// What an optimizer keeps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moments {
+    One,
+    Two,
+    TwoInBlocks,
+}
+
+/// One weight before the update. Moments that are not there are zero.
 #[derive(Clone)]
 struct Before {
+    adam: bool,
     p: Operand,
     g: Operand,
-    m: Operand,
+    m: Option<Operand>,
     v: Option<Operand>,
 }
 
 impl Before {
     fn first(&self, i: usize) -> f64 {
-        let beta = if self.v.is_some() { ADAMW.beta1 } else { LION.beta2 };
-        f64::from(beta) * self.m.at(i) + f64::from(1.0 - beta) * CLIP * self.g.at(i)
+        let beta = if self.adam { ADAMW.beta1 } else { LION.beta2 };
+        f64::from(beta) * self.kept(i) + f64::from(1.0 - beta) * CLIP * self.g.at(i)
+    }
+
+    fn kept(&self, i: usize) -> f64 {
+        self.m.as_ref().map_or(0.0, |m| m.at(i))
     }
 
     fn second(&self, i: usize) -> f64 {
         let (beta, g) = (f64::from(ADAMW.beta2), CLIP * self.g.at(i));
-        self.v.as_ref().map_or(0.0, |v| beta * v.at(i) + (1.0 - beta) * g * g)
+        beta * self.v.as_ref().map_or(0.0, |v| v.at(i)) + (1.0 - beta) * g * g
     }
 
     /// The weight after the update.
@@ -96,13 +113,13 @@ impl Before {
         let (p, lr) = (self.p.at(i), f64::from(UPDATE.lr));
         let mut sum = Sum::of(p);
         sum.add(-lr * f64::from(ADAMW.weight_decay) * p);
-        if self.v.is_some() {
+        if self.adam {
             let unbias = |beta: f32| 1.0 / (1.0 - f64::from(beta).powi(UPDATE.t as i32));
             let spread = (self.second(i) * unbias(ADAMW.beta2)).sqrt() + f64::from(ADAMW.eps);
             sum.add(-lr * self.first(i) * unbias(ADAMW.beta1) / spread);
         } else {
             let beta = f64::from(LION.beta1);
-            let direction = beta * self.m.at(i) + (1.0 - beta) * CLIP * self.g.at(i);
+            let direction = beta * self.kept(i) + (1.0 - beta) * CLIP * self.g.at(i);
             // Where it is all but zero, rounding decides its sign.
             let open = if direction.abs() < 1e-6 { 1e9 } else { 1.0 };
             sum.add_sized(-lr * direction.signum(), lr * open);
@@ -111,17 +128,20 @@ impl Before {
     }
 }
 
-fn optimizer(mut room: Room<'_>, n: usize, adam: bool) -> Work {
+fn optimizer(mut room: Room<'_>, n: usize, moments: Moments) -> Work {
+    let (adam, blocks) = (moments != Moments::One, moments == Moments::TwoInBlocks);
     // A bf16 step keeps its weights in halves, and computes with the high ones.
     let halves = room.dtype == DType::Bf16;
     let p = room.in_place(if halves { DType::Bf16 } else { DType::F32 }, [n], 1.0, 0.0);
     let low = halves.then(|| room.zeroed(DType::U16, [n]));
     let g = room.in_place(DType::F32, [n], 1.0, 0.0);
-    let m = room.in_place(DType::F32, [n], 1.0, 0.0);
-    let v = adam.then(|| room.in_place(DType::F32, [n], 0.25, 0.5));
+    let m = (!blocks).then(|| room.in_place(DType::F32, [n], 1.0, 0.0));
+    let v = (adam && !blocks).then(|| room.in_place(DType::F32, [n], 0.25, 0.5));
+    let codes = blocks.then(|| [(); 2].map(|()| room.zeroed(DType::U32, [blockwise::words(n)])));
     let average = room.in_place(DType::F32, [n], 1.0, 0.0);
     let compute = (room.dtype == DType::F16).then(|| room.output([n]));
     let before = Before {
+        adam,
         p: p.clone(),
         g: g.clone(),
         m: m.clone(),
@@ -130,8 +150,10 @@ fn optimizer(mut room: Room<'_>, n: usize, adam: bool) -> Work {
     let mut expected = vec![Expected::new("g", &g.tensor, |_| Sum::of(0.0))];
     let b = before.clone();
     expected.push(Expected::new("p", &p.tensor, move |i| b.after(i)));
-    let b = before.clone();
-    expected.push(Expected::new("m", &m.tensor, move |i| Sum::of(b.first(i))));
+    if let Some(m) = &m {
+        let b = before.clone();
+        expected.push(Expected::new("m", &m.tensor, move |i| Sum::of(b.first(i))));
+    }
     if let Some(v) = &v {
         let b = before.clone();
         expected.push(Expected::new("v", &v.tensor, move |i| Sum::of(b.second(i))));
@@ -149,13 +171,18 @@ fn optimizer(mut room: Room<'_>, n: usize, adam: bool) -> Work {
         sum
     }));
     let control = control(room.gpu);
+    let [m, v] = match codes {
+        Some(codes) => codes.map(Some),
+        None => [m, v].map(|moment| moment.map(|operand| operand.tensor)),
+    };
+    let m = m.expect("every optimizer has a first moment");
     let launch = move |gpu: &Gpu| {
         let flat = Flat {
             p: &p.tensor,
             low: low.as_ref(),
             g: &g.tensor,
-            m: &m.tensor,
-            v: v.as_ref().map(|v| &v.tensor),
+            m: &m,
+            v: v.as_ref(),
             average: Some(&average.tensor),
             compute: compute.as_ref(),
         };

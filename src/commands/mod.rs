@@ -4,6 +4,7 @@ pub mod bench;
 mod bench_kernels;
 mod bench_loader;
 mod bench_step;
+mod bench_step_show;
 pub mod checkpoint;
 pub mod completions;
 pub mod config;

@@ -13,6 +13,7 @@ mod cuda_check;
 mod cuda_codes;
 mod cuda_status;
 mod device;
+mod device_cuda;
 mod dry;
 mod dtype;
 mod emulator;

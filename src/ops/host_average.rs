@@ -124,11 +124,7 @@ impl HostAverage {
 /// Bytes of weights that may wait to be averaged: a quarter of the memory that the system has left.
 pub fn room() -> u64 {
     const UNKNOWN: u64 = 1 << 30;
-    let left = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    });
-    left.map_or(UNKNOWN, |kilobytes| kilobytes / 4 * 1024)
+    crate::host_memory::free().map_or(UNKNOWN, |bytes| bytes / 4)
 }
 
 /// A range of averages.

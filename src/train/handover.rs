@@ -78,11 +78,7 @@ impl Cut {
 fn free() -> usize {
     /// Where the system does not say.
     const UNKNOWN: usize = 4 << 30;
-    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()
-    });
-    available.map_or(UNKNOWN, |kilobytes| kilobytes / 2 * 1024)
+    crate::host_memory::free().map_or(UNKNOWN, |bytes| bytes as usize / 2)
 }
 
 /// A tensor of a checkpoint, and where its values are.

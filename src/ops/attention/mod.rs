@@ -23,6 +23,7 @@
 //! for tensor cores (bf16), `flash` keeps scores in registers (heads up to 32) or in shared memory (up to 256, on GPUs
 //! that wgpu drives), `materialised` writes them out and uses the matrix product (any head).
 
+mod call;
 mod flash;
 mod materialised;
 mod native;
@@ -31,6 +32,8 @@ mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;
+
+use call::{BackwardKeys, BackwardQueries, Forward};
 
 use crate::gpu::{Gpu, Tensor};
 use crate::ops::rope::Heads;
@@ -300,10 +303,19 @@ impl Attention {
     ) {
         let second = own.unwrap_or(keys);
         let operands = [q.operand(), keys.operand(), second.operand(), Columns::all(o).operand()];
+        let call = Forward {
+            a: self,
+            plan,
+            q,
+            keys,
+            own,
+            o,
+            lse,
+        };
         match self.method(gpu, &operands, &[]) {
-            Method::Native => native::forward(gpu, self, plan, q, keys, own, o, lse),
-            Method::Flash => flash::forward(gpu, self, plan, q, keys, own, o, lse),
-            Method::Materialised => materialised::forward(gpu, self, plan, q, keys, own, o, lse),
+            Method::Native => native::forward(gpu, &call),
+            Method::Flash => flash::forward(gpu, &call),
+            Method::Materialised => materialised::forward(gpu, &call),
         }
     }
 
@@ -324,12 +336,21 @@ impl Attention {
         let second = own.unwrap_or(keys);
         let [of_o, of_do] = [saved.o, d_o].map(|rows| Columns::all(rows).operand());
         let operands = [q.operand(), keys.operand(), second.operand(), of_o, of_do];
+        let call = BackwardQueries {
+            a: self,
+            plan,
+            q,
+            keys,
+            own,
+            saved,
+            d_o,
+            dq,
+            delta,
+        };
         match self.method(gpu, &operands, &[dq.operand()]) {
-            Method::Native => native::backward_queries(gpu, self, plan, q, keys, own, saved, d_o, dq, delta),
-            Method::Flash => flash::backward_queries(gpu, self, plan, q, keys, own, saved, d_o, dq, delta),
-            Method::Materialised => {
-                materialised::backward_queries(gpu, self, plan, q, keys, own, saved, d_o, dq, delta)
-            }
+            Method::Native => native::backward_queries(gpu, &call),
+            Method::Flash => flash::backward_queries(gpu, &call),
+            Method::Materialised => materialised::backward_queries(gpu, &call),
         }
     }
 
@@ -348,12 +369,21 @@ impl Attention {
         add: bool,
     ) {
         let operands = [q.operand(), keys.operand(), Columns::all(d_o).operand()];
+        let call = BackwardKeys {
+            a: self,
+            plan,
+            q,
+            keys,
+            saved,
+            d_o,
+            delta,
+            dkeys,
+            add,
+        };
         match self.method(gpu, &operands, &[dkeys.operand()]) {
-            Method::Native => native::backward_keys(gpu, self, plan, q, keys, saved, d_o, delta, dkeys, add),
-            Method::Flash => flash::backward_keys(gpu, self, plan, q, keys, saved, d_o, delta, dkeys, add),
-            Method::Materialised => {
-                materialised::backward_keys(gpu, self, plan, q, keys, saved, d_o, delta, dkeys, add)
-            }
+            Method::Native => native::backward_keys(gpu, &call),
+            Method::Flash => flash::backward_keys(gpu, &call),
+            Method::Materialised => materialised::backward_keys(gpu, &call),
         }
     }
 }

@@ -94,6 +94,35 @@ impl<'a> Call<'a> {
             config,
         }
     }
+
+    /// Strides and first elements, as both hand-written sources have them, in this order. All are below 2^32 because
+    /// operands are.
+    pub(super) fn places(&self) -> [usize; 20] {
+        let s = &self.sizes;
+        [
+            s.ld_a,
+            s.ld_b,
+            s.ld_c,
+            s.ld_extra,
+            s.ld_pre,
+            s.stride_a,
+            s.stride_b,
+            s.stride_c,
+            s.stride_bias,
+            s.stride_extra,
+            s.stride_pre,
+            self.a.at(),
+            self.b.at(),
+            self.c.at(),
+            self.bias.at(),
+            self.extra.at(),
+            self.pre.at(),
+            self.index.at(),
+            self.table.at(),
+            s.period,
+        ]
+    }
+
     /// The same product without an epilogue, into the first of `parts [splits, m, n]` f32.
     pub(super) fn sums<'b>(&self, parts: &'b Tensor) -> Call<'b>
     where

@@ -133,40 +133,15 @@ fn vectors(call: &Call<'_>) -> bool {
         && (cfg.extra.is_none() || whole(call.extra, &[s.ld_extra, s.stride_extra], 2))
 }
 
-/// `info_st` of `gemm.cuh`. Strides and sizes are below 2^32 because operands are.
-pub(super) fn scalars(call: &Call<'_>, tiling: &Tiling) -> [u32; 28] {
-    let s = &call.sizes;
-    let [m, n, matrices] = call.grid;
+/// `info_st` of `gemm.cuh`.
+pub(super) fn scalars(call: &Call<'_>, tiling: &Tiling) -> Vec<u32> {
+    let (k, [m, n, matrices]) = (call.sizes.k, call.grid);
     let bands = m.div_ceil(tiling.rows).div_ceil(BAND).max(1);
-    [
-        m,
-        n,
-        s.k,
-        matrices,
-        s.ld_a,
-        s.ld_b,
-        s.ld_c,
-        s.ld_extra,
-        s.ld_pre,
-        s.stride_a,
-        s.stride_b,
-        s.stride_c,
-        s.stride_bias,
-        s.stride_extra,
-        s.stride_pre,
-        call.a.at(),
-        call.b.at(),
-        call.c.at(),
-        call.bias.at(),
-        call.extra.at(),
-        call.pre.at(),
-        call.index.at(),
-        call.table.at(),
-        s.period,
+    let walk = [
         tiling.splits,
-        s.k.div_ceil(tiling.depth).div_ceil(tiling.splits),
+        k.div_ceil(tiling.depth).div_ceil(tiling.splits),
         m.div_ceil(tiling.rows).div_ceil(bands),
-        call.scale.to_bits() as usize,
-    ]
-    .map(|word| word as u32)
+    ];
+    let words = [m, n, k, matrices].into_iter().chain(call.places()).chain(walk);
+    words.map(|word| word as u32).chain([call.scale.to_bits()]).collect()
 }

@@ -172,37 +172,11 @@ pub(super) fn buffers<'a>(call: &Call<'a>) -> Vec<&'a Tensor> {
     .collect()
 }
 
-/// `info` of `gemm.wgsl`, for tiles with sides of `side`. Strides and sizes are below 2^32 because operands are.
-pub(super) fn scalars(call: &Call<'_>, side: usize) -> [u32; 26] {
-    let s = &call.sizes;
-    let [m, n, _] = call.grid;
-    [
-        s.m,
-        s.n,
-        s.k,
-        s.ld_a,
-        s.ld_b,
-        s.ld_c,
-        s.ld_extra,
-        s.ld_pre,
-        s.stride_a,
-        s.stride_b,
-        s.stride_c,
-        s.stride_bias,
-        s.stride_extra,
-        s.stride_pre,
-        call.a.at(),
-        call.b.at(),
-        call.c.at(),
-        call.bias.at(),
-        call.extra.at(),
-        call.pre.at(),
-        call.index.at(),
-        call.table.at(),
-        s.period,
-        call.scale.to_bits() as usize,
-        m.div_ceil(side),
-        n.div_ceil(side),
-    ]
-    .map(|word| word as u32)
+/// `info` of `gemm.wgsl`, for tiles with sides of `side`.
+pub(super) fn scalars(call: &Call<'_>, side: usize) -> Vec<u32> {
+    let (s, [m, n, _]) = (&call.sizes, call.grid);
+    let tiles = [m, n].map(|lines| lines.div_ceil(side));
+    let words = [s.m, s.n, s.k].into_iter().chain(call.places());
+    let words = words.map(|word| word as u32).chain([call.scale.to_bits()]);
+    words.chain(tiles.map(|count| count as u32)).collect()
 }

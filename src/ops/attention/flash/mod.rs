@@ -15,9 +15,9 @@ use forward::flash_forward;
 use keys::flash_backward_keys;
 use queries::flash_backward_queries;
 
-use super::{Attention, Columns, KeyPlan, Keys, Plan, Saved};
+use super::{Attention, BackwardKeys, BackwardQueries, Forward};
 use crate::gpu::launch::launch;
-use crate::gpu::{Caps, Cost, Gpu, Tensor};
+use crate::gpu::{Caps, Gpu, Tensor};
 use crate::ops::pair::storage;
 
 /// Largest head whose scores stay in registers; wider ones go to [`wide`].
@@ -83,24 +83,19 @@ fn wide(gpu: &Gpu, rows: &Tensor, columns: &[usize], dim: usize) -> bool {
         && columns.iter().all(|c| c.is_multiple_of(2))
 }
 
-fn bytes(tensors: &[&Tensor]) -> u64 {
-    tensors.iter().map(|t| t.bytes()).sum()
-}
-
-#[allow(clippy::too_many_arguments)]
-pub(super) fn forward(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &Plan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    own: Option<Keys<'_>>,
-    o: &Tensor,
-    lse: Option<&Tensor>,
-) {
+pub(super) fn forward(gpu: &Gpu, call: &Forward<'_>) {
+    let Forward {
+        a,
+        plan,
+        q,
+        keys,
+        own,
+        o,
+        lse,
+    } = *call;
     let dim = a.heads.dim;
     if dim > MAX_DIM {
-        return wide::forward(gpu, a, plan, q, keys, own, o, lse);
+        return wide::forward(gpu, call);
     }
     let second = own.unwrap_or(keys);
     let form = Form {
@@ -122,7 +117,7 @@ pub(super) fn forward(
     let count = CubeCount::Static(blocks as u32, plan.sequences.len() as u32, a.heads.kv as u32);
     launch!(
         gpu,
-        Cost::new("attention", a.flops(plan.pairs(), 4.0), bytes(&[q.rows, keys.rows, o])),
+        call.cost(),
         flash_forward,
         count,
         CubeDim::new_1d(form.units as u32),
@@ -143,22 +138,21 @@ pub(super) fn forward(
     );
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward_queries(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &Plan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    own: Option<Keys<'_>>,
-    saved: Saved<'_>,
-    d_o: &Tensor,
-    dq: Columns<'_>,
-    delta: &Tensor,
-) {
+pub(super) fn backward_queries(gpu: &Gpu, call: &BackwardQueries<'_>) {
+    let BackwardQueries {
+        a,
+        plan,
+        q,
+        keys,
+        own,
+        saved,
+        d_o,
+        dq,
+        delta,
+    } = *call;
     let dim = a.heads.dim;
     if dim > MAX_DIM {
-        return wide::backward_queries(gpu, a, plan, q, keys, own, saved, d_o, dq, delta);
+        return wide::backward_queries(gpu, call);
     }
     let second = own.unwrap_or(keys);
     let form = Form {
@@ -182,12 +176,7 @@ pub(super) fn backward_queries(
     let count = CubeCount::Static(blocks as u32, plan.sequences.len() as u32, a.heads.kv as u32);
     launch!(
         gpu,
-        // Of the ten multiply-adds of backward, dq is counted with the scores and do·v.
-        Cost::new(
-            "attention_backward",
-            a.flops(plan.pairs(), 6.0),
-            bytes(&[q.rows, keys.rows, d_o, dq.rows])
-        ),
+        call.cost(),
         flash_backward_queries,
         count,
         CubeDim::new_1d(form.units as u32),
@@ -220,22 +209,21 @@ pub(super) fn backward_queries(
     );
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward_keys(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &KeyPlan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    saved: Saved<'_>,
-    d_o: &Tensor,
-    delta: &Tensor,
-    dkeys: Keys<'_>,
-    add: bool,
-) {
+pub(super) fn backward_keys(gpu: &Gpu, call: &BackwardKeys<'_>) {
+    let BackwardKeys {
+        a,
+        plan,
+        q,
+        keys,
+        saved,
+        d_o,
+        delta,
+        dkeys,
+        add,
+    } = *call;
     let dim = a.heads.dim;
     if dim > MAX_DIM {
-        return wide::backward_keys(gpu, a, plan, q, keys, saved, d_o, delta, dkeys, add);
+        return wide::backward_keys(gpu, call);
     }
     let form = Form {
         add,
@@ -255,12 +243,7 @@ pub(super) fn backward_keys(
     let count = CubeCount::Static(blocks as u32, plan.host.len() as u32, a.heads.kv as u32);
     launch!(
         gpu,
-        // Scores and do·v are recomputed here; they are counted once, with dq.
-        Cost::new(
-            "attention_backward",
-            a.flops(plan.pairs(), 4.0),
-            bytes(&[q.rows, keys.rows, d_o, dkeys.rows])
-        ),
+        call.cost(),
         flash_backward_keys,
         count,
         CubeDim::new_1d(form.units as u32),

@@ -11,7 +11,7 @@ use pack::{gather, pack, row_dots, scatter, unpack};
 pub(super) use tables::Tables;
 use tables::{Part, parts_of_keys, parts_of_plan};
 
-use super::{Attention, Columns, KeyPlan, Keys, Plan, Saved};
+use super::{Attention, BackwardKeys, BackwardQueries, Columns, Forward, Keys};
 use crate::gpu::{Cost, Gpu, Tensor};
 use crate::ops::gemm::{self, Mat};
 use crate::ops::{fill, softmax};
@@ -30,17 +30,16 @@ fn account(gpu: &Gpu, a: &Attention, name: &'static str, pairs: f64, per_pair: f
     gpu.account(&Cost::new(name, a.flops(pairs, per_pair), 0));
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn forward(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &Plan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    own: Option<Keys<'_>>,
-    o: &Tensor,
-    lse: Option<&Tensor>,
-) {
+pub(super) fn forward(gpu: &Gpu, call: &Forward<'_>) {
+    let Forward {
+        a,
+        plan,
+        q,
+        keys,
+        own,
+        o,
+        lse,
+    } = *call;
     let dim = a.heads.dim;
     let second = own.unwrap_or(keys);
     account(gpu, a, FORWARD, plan.pairs(), 4.0);
@@ -66,19 +65,18 @@ pub(super) fn forward(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward_queries(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &Plan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    own: Option<Keys<'_>>,
-    saved: Saved<'_>,
-    d_o: &Tensor,
-    dq: Columns<'_>,
-    delta: &Tensor,
-) {
+pub(super) fn backward_queries(gpu: &Gpu, call: &BackwardQueries<'_>) {
+    let BackwardQueries {
+        a,
+        plan,
+        q,
+        keys,
+        own,
+        saved,
+        d_o,
+        dq,
+        delta,
+    } = *call;
     let second = own.unwrap_or(keys);
     account(gpu, a, BACKWARD, plan.pairs(), 6.0);
     row_dots(gpu, a, saved.o, d_o, plan, delta);
@@ -90,19 +88,18 @@ pub(super) fn backward_queries(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward_keys(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &KeyPlan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    saved: Saved<'_>,
-    d_o: &Tensor,
-    delta: &Tensor,
-    dkeys: Keys<'_>,
-    add: bool,
-) {
+pub(super) fn backward_keys(gpu: &Gpu, call: &BackwardKeys<'_>) {
+    let BackwardKeys {
+        a,
+        plan,
+        q,
+        keys,
+        saved,
+        d_o,
+        delta,
+        dkeys,
+        add,
+    } = *call;
     account(gpu, a, BACKWARD, plan.pairs(), 4.0);
     for part in parts_of_keys(gpu, a, plan, keys.ld(), dkeys.ld()).iter() {
         let (p, ds, packed) = recompute(gpu, a, part, q, keys, keys, saved.lse, d_o, delta);

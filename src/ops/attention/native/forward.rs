@@ -7,8 +7,8 @@
 
 use cubecl::prelude::CubeCount;
 
-use super::super::{Attention, Columns, Keys, Plan};
-use super::{HOPPER_DIM, MANY_ITEMS, Tiles, aligned, bytes, defines, hopper, kernel, place, places, scale};
+use super::super::{Attention, Forward, Plan, call};
+use super::{HOPPER_DIM, MANY_ITEMS, Tiles, aligned, defines, hopper, kernel, place, places, scale};
 use crate::gpu::{Cost, Gpu, Tensor};
 
 const SOURCE: &str = source!("attention_forward.cu");
@@ -49,17 +49,16 @@ fn parts(gpu: &Gpu, plan: &Plan, tiles: Tiles, blocks: usize) -> usize {
         .clamp(1, MOST_PARTS)
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(in super::super) fn forward(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &Plan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    own: Option<Keys<'_>>,
-    o: &Tensor,
-    lse: Option<&Tensor>,
-) {
+pub(in super::super) fn forward(gpu: &Gpu, call: &Forward<'_>) {
+    let Forward {
+        a,
+        plan,
+        q,
+        keys,
+        own,
+        o,
+        lse,
+    } = *call;
     let (heads, sequences) = (a.heads, plan.sequences.len());
     let items = plan.longest() * heads.group();
     let second = own.unwrap_or(keys);
@@ -104,7 +103,7 @@ pub(in super::super) fn forward(
     let (sums, statistics) = shared.as_ref().map_or((o, o), |(sums, statistics)| (sums, statistics));
     let ([q_at, q_ld], [k, v, kv_ld], [own_k, own_v, own_ld]) = (place(q), places(keys), places(second));
     gpu.launch_raw(
-        Cost::new("attention", a.flops(plan.pairs(), 4.0), bytes(&[q.rows, keys.rows, o])),
+        call.cost(),
         &kernel,
         CubeCount::Static(blocks as u32, sequences as u32, (heads.kv * parts) as u32),
         &[
@@ -161,7 +160,7 @@ fn combine(
         lse.is_some() as u32
     );
     gpu.launch_raw(
-        Cost::moving("attention_combine", bytes(&[sums, statistics, o])),
+        Cost::moving("attention_combine", call::bytes(&[sums, statistics, o])),
         &kernel("attention_combine", COMBINE, &defines, tiles, 0),
         CubeCount::Static(
             items.div_ceil(tiles.rows) as u32,

@@ -2,9 +2,9 @@
 
 use cubecl::prelude::CubeCount;
 
-use super::super::{Attention, Columns, KeyPlan, Keys, Saved};
-use super::{HOPPER_DIM, Tiles, aligned, bytes, defines, gradient, hopper, kernel, place, places, scale};
-use crate::gpu::{Cost, Gpu, Tensor};
+use super::super::BackwardKeys;
+use super::{HOPPER_DIM, Tiles, aligned, defines, gradient, hopper, kernel, place, places, scale};
+use crate::gpu::Gpu;
 
 const SOURCE: &str = source!("attention_backward_keys.cu");
 const HOPPER: &str = source!("attention_backward_keys_hopper.cu");
@@ -50,19 +50,18 @@ fn tiles(gpu: &Gpu, dim: usize) -> Tiles {
     Tiles::first(gpu, &choices, |t| shared_bytes(t, dim))
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(in super::super) fn backward_keys(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &KeyPlan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    saved: Saved<'_>,
-    d_o: &Tensor,
-    delta: &Tensor,
-    dkeys: Keys<'_>,
-    add: bool,
-) {
+pub(in super::super) fn backward_keys(gpu: &Gpu, call: &BackwardKeys<'_>) {
+    let BackwardKeys {
+        a,
+        plan,
+        q,
+        keys,
+        saved,
+        d_o,
+        delta,
+        dkeys,
+        add,
+    } = *call;
     let heads = a.heads;
     let of_q = aligned(q.rows, &[q.column], heads);
     let of_keys = aligned(keys.rows, &[keys.k, keys.v], heads);
@@ -91,12 +90,7 @@ pub(in super::super) fn backward_keys(
     };
     let ([q_at, q_ld], [k, v, kv_ld], [dk, dv, dkv_ld]) = (place(q), places(keys), places(dkeys));
     gpu.launch_raw(
-        // Scores and do·v are recomputed here; they are counted once, with dq.
-        Cost::new(
-            "attention_backward",
-            a.flops(plan.pairs(), 4.0),
-            bytes(&[q.rows, keys.rows, d_o, dkeys.rows]),
-        ),
+        call.cost(),
         &kernel,
         CubeCount::Static(
             plan.longest().div_ceil(tiles.rows) as u32,

@@ -168,7 +168,3 @@ fn places(keys: Keys<'_>) -> [u32; 3] {
 fn scale(heads: Heads) -> u32 {
     (1.0 / (heads.dim as f32).sqrt()).to_bits()
 }
-
-fn bytes(tensors: &[&Tensor]) -> u64 {
-    tensors.iter().map(|t| t.bytes()).sum()
-}

@@ -2,9 +2,9 @@
 
 use cubecl::prelude::CubeCount;
 
-use super::super::{Attention, Columns, Keys, Plan, Saved};
-use super::{HOPPER_DIM, MANY_ITEMS, Tiles, aligned, bytes, defines, gradient, hopper, kernel, place, places, scale};
-use crate::gpu::{Cost, Gpu, Tensor};
+use super::super::BackwardQueries;
+use super::{HOPPER_DIM, MANY_ITEMS, Tiles, aligned, defines, gradient, hopper, kernel, place, places, scale};
+use crate::gpu::Gpu;
 
 const SOURCE: &str = source!("attention_backward_queries.cu");
 const HOPPER: &str = source!("attention_backward_queries_hopper.cu");
@@ -36,19 +36,18 @@ fn tiles(gpu: &Gpu, dim: usize, items: usize) -> Tiles {
     Tiles::first(gpu, &choices, fits)
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(in super::super) fn backward_queries(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &Plan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    own: Option<Keys<'_>>,
-    saved: Saved<'_>,
-    d_o: &Tensor,
-    dq: Columns<'_>,
-    delta: &Tensor,
-) {
+pub(in super::super) fn backward_queries(gpu: &Gpu, call: &BackwardQueries<'_>) {
+    let BackwardQueries {
+        a,
+        plan,
+        q,
+        keys,
+        own,
+        saved,
+        d_o,
+        dq,
+        delta,
+    } = *call;
     let heads = a.heads;
     let items = plan.longest() * heads.group();
     let second = own.unwrap_or(keys);
@@ -79,12 +78,7 @@ pub(in super::super) fn backward_queries(
     let ([q_at, q_ld], [k, v, kv_ld], [own_k, own_v, own_ld]) = (place(q), places(keys), places(second));
     let [dq_at, dq_ld] = place(dq);
     gpu.launch_raw(
-        // Of the ten multiply-adds of backward, dq is counted with the scores and do·v.
-        Cost::new(
-            "attention_backward",
-            a.flops(plan.pairs(), 6.0),
-            bytes(&[q.rows, keys.rows, d_o, dq.rows]),
-        ),
+        call.cost(),
         &kernel,
         CubeCount::Static(
             items.div_ceil(tiles.rows) as u32,

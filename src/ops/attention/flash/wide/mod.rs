@@ -15,10 +15,9 @@ use forward::flash_wide_forward;
 use keys::flash_wide_backward_keys;
 use queries::flash_wide_backward_queries;
 
-use super::super::{Attention, Columns, KeyPlan, Keys, Plan, Saved};
-use super::bytes;
+use super::super::{Attention, BackwardKeys, BackwardQueries, Forward};
 use crate::gpu::launch::launch;
-use crate::gpu::{Caps, Cost, Gpu, Tensor};
+use crate::gpu::{Caps, Gpu};
 
 /// Widest head: a unit holds four rows of `dim / 16` columns.
 const MAX_DIM: usize = 256;
@@ -81,17 +80,16 @@ fn count(lines: usize, of: usize, entries: usize, heads: usize) -> CubeCount {
     CubeCount::Static(lines.div_ceil(of) as u32, entries as u32, heads as u32)
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn forward(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &Plan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    own: Option<Keys<'_>>,
-    o: &Tensor,
-    lse: Option<&Tensor>,
-) {
+pub(super) fn forward(gpu: &Gpu, call: &Forward<'_>) {
+    let Forward {
+        a,
+        plan,
+        q,
+        keys,
+        own,
+        o,
+        lse,
+    } = *call;
     let second = own.unwrap_or(keys);
     let form = Form {
         own: own.is_some(),
@@ -101,7 +99,7 @@ pub(super) fn forward(
     let types = [q.rows, keys.rows, second.rows, o].map(|t| t.dtype().storage());
     launch!(
         gpu,
-        Cost::new("attention", a.flops(plan.pairs(), 4.0), bytes(&[q.rows, keys.rows, o])),
+        call.cost(),
         flash_wide_forward,
         count(plan.longest() * form.group, QUERIES, plan.sequences.len(), a.heads.kv),
         CubeDim::new_1d(UNITS as u32),
@@ -123,19 +121,18 @@ pub(super) fn forward(
     );
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward_queries(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &Plan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    own: Option<Keys<'_>>,
-    saved: Saved<'_>,
-    d_o: &Tensor,
-    dq: Columns<'_>,
-    delta: &Tensor,
-) {
+pub(super) fn backward_queries(gpu: &Gpu, call: &BackwardQueries<'_>) {
+    let BackwardQueries {
+        a,
+        plan,
+        q,
+        keys,
+        own,
+        saved,
+        d_o,
+        dq,
+        delta,
+    } = *call;
     let second = own.unwrap_or(keys);
     let form = Form {
         own: own.is_some(),
@@ -144,12 +141,7 @@ pub(super) fn backward_queries(
     let types = [q.rows, keys.rows, second.rows, saved.o, d_o, dq.rows].map(|t| t.dtype().storage());
     launch!(
         gpu,
-        // Counted as the narrow heads' passes are.
-        Cost::new(
-            "attention_backward",
-            a.flops(plan.pairs(), 6.0),
-            bytes(&[q.rows, keys.rows, d_o, dq.rows])
-        ),
+        call.cost(),
         flash_wide_backward_queries,
         count(plan.longest() * form.group, QUERIES, plan.sequences.len(), a.heads.kv),
         CubeDim::new_1d(UNITS as u32),
@@ -183,28 +175,23 @@ pub(super) fn backward_queries(
     );
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward_keys(
-    gpu: &Gpu,
-    a: &Attention,
-    plan: &KeyPlan,
-    q: Columns<'_>,
-    keys: Keys<'_>,
-    saved: Saved<'_>,
-    d_o: &Tensor,
-    delta: &Tensor,
-    dkeys: Keys<'_>,
-    add: bool,
-) {
+pub(super) fn backward_keys(gpu: &Gpu, call: &BackwardKeys<'_>) {
+    let BackwardKeys {
+        a,
+        plan,
+        q,
+        keys,
+        saved,
+        d_o,
+        delta,
+        dkeys,
+        add,
+    } = *call;
     let form = Form { add, ..Form::new(a) };
     let types = [q.rows, keys.rows, d_o, dkeys.rows].map(|t| t.dtype().storage());
     launch!(
         gpu,
-        Cost::new(
-            "attention_backward",
-            a.flops(plan.pairs(), 4.0),
-            bytes(&[q.rows, keys.rows, d_o, dkeys.rows])
-        ),
+        call.cost(),
         flash_wide_backward_keys,
         count(plan.longest(), KEYS_BACK, plan.host.len(), a.heads.kv),
         CubeDim::new_1d(UNITS as u32),
