@@ -1,6 +1,6 @@
 //! Host to device and back.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::LazyLock;
@@ -246,15 +246,11 @@ impl Gpu {
             (Some(h), Backend::DryWgpu(c)) => Some(read(c.clone(), h)),
             _ => None,
         };
-        let mut pending = PendingRead {
+        PendingRead {
             gpu: self.clone(),
-            future,
-            early: None,
+            future: future.map(issued),
             wanted,
-        };
-        // The first poll issues the copy: from here on it is ordered before everything launched later.
-        pending.early = pending.poll();
-        pending
+        }
     }
 }
 
@@ -278,8 +274,28 @@ impl AsRef<[u8]> for Words {
     }
 }
 
+/// A read whose first poll issues the copy and does no more: on CUDA the next one waits for the device.
 fn read<R: Runtime>(client: ComputeClient<R>, handle: Handle) -> ReadFuture {
-    Box::pin(async move { client.read_async(vec![handle]).await })
+    Box::pin(async move {
+        let arrival = client.read_async(vec![handle]);
+        let mut polled = false;
+        poll_fn(|context| {
+            context.waker().wake_by_ref();
+            match std::mem::replace(&mut polled, true) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+        arrival.await
+    })
+}
+
+/// The read with its copy issued: from here on it is ordered before everything launched later.
+fn issued(mut read: ReadFuture) -> ReadFuture {
+    let first = read.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    debug_assert!(first.is_pending(), "the first poll only issues");
+    read
 }
 
 type ReadFuture = Pin<Box<dyn Future<Output = std::result::Result<Vec<Bytes>, ServerError>> + Send>>;
@@ -288,33 +304,12 @@ type ReadFuture = Pin<Box<dyn Future<Output = std::result::Result<Vec<Bytes>, Se
 pub struct PendingRead {
     gpu: Gpu,
     future: Option<ReadFuture>,
-    early: Option<Result<Vec<f32>>>,
     wanted: usize,
 }
 
 impl PendingRead {
-    /// The values, if they have arrived.
-    pub fn poll(&mut self) -> Option<Result<Vec<f32>>> {
-        if let Some(values) = self.early.take() {
-            return Some(values);
-        }
-        let Some(future) = &mut self.future else {
-            return Some(self.nothing());
-        };
-        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Pending => None,
-            Poll::Ready(result) => {
-                self.future = None;
-                Some(self.finish(result))
-            }
-        }
-    }
-
     /// Waits for the values.
     pub fn wait(mut self) -> Result<Vec<f32>> {
-        if let Some(values) = self.early.take() {
-            return values;
-        }
         match self.future.take() {
             None => self.nothing(),
             Some(future) => {

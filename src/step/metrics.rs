@@ -156,28 +156,13 @@ pub struct PendingValues {
 }
 
 impl PendingValues {
-    /// The numbers, if they have come.
-    pub fn poll(&mut self) -> Option<Result<Values>> {
-        let values = self.read.poll()?;
-        Some(values.map(|values| self.values(values)))
-    }
-
     /// The numbers, as soon as they have come.
     ///
     /// # Errors
     /// A device that failed.
-    pub fn wait(mut self) -> Result<Values> {
-        let parts = std::mem::take(&mut self.parts);
-        let layout = self.layout;
-        self.read.wait().map(|values| Values { values, layout, parts })
-    }
-
-    fn values(&mut self, values: Vec<f32>) -> Values {
-        Values {
-            values,
-            layout: self.layout,
-            parts: std::mem::take(&mut self.parts),
-        }
+    pub fn wait(self) -> Result<Values> {
+        let PendingValues { read, layout, parts } = self;
+        read.wait().map(|values| Values { values, layout, parts })
     }
 }
 

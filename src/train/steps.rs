@@ -189,7 +189,8 @@ impl<'a> Run<'a> {
             if self.options.watch {
                 gpu.sync()?;
             }
-            self.collect(if self.first_step.is_none() { 0 } else { IN_FLIGHT }, end)?;
+            let at_once = self.first_step.is_none() || self.options.watch;
+            self.collect(if at_once { 0 } else { IN_FLIGHT }, end)?;
             self.observer.step(done);
             self.monitor.tick();
 
@@ -277,17 +278,13 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Takes in the numbers that have come, and waits for the oldest while more than `ahead` are out.
+    /// Takes in numbers, the oldest first, until at most `ahead` steps are out. Others are not asked for: on CUDA asking
+    /// is waiting.
     fn collect(&mut self, ahead: usize, end: u64) -> Result<()> {
-        while let Some(mut oldest) = self.queue.pop_front() {
-            let values = match oldest.read.poll() {
-                Some(values) => values?,
-                None if self.queue.len() < ahead => {
-                    self.queue.push_front(oldest);
-                    break;
-                }
-                None => oldest.read.wait()?,
-            };
+        while self.queue.len() > ahead
+            && let Some(oldest) = self.queue.pop_front()
+        {
+            let values = oldest.read.wait()?;
             let step = oldest.step;
             self.first_step.get_or_insert_with(|| self.options.started.elapsed());
             self.interval.add(&step, &values);
