@@ -131,11 +131,10 @@ impl TensorWriter {
         }
         let mut block = std::mem::take(&mut self.block);
         for part in values.chunks(BLOCK) {
-            block.clear();
             match dtype {
-                Dtype::F16 => block.extend(part.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
-                Dtype::BF16 => block.extend(part.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
-                _ => block.extend(part.iter().flat_map(|v| v.to_le_bytes())),
+                Dtype::F16 => encode(part, &mut block, |v| f16::from_f32(v).to_le_bytes()),
+                Dtype::BF16 => encode(part, &mut block, |v| bf16::from_f32(v).to_le_bytes()),
+                _ => encode(part, &mut block, f32::to_le_bytes),
             }
             let lost = |v: &&f32| dtype == Dtype::F16 && v.is_finite() && f16::from_f32(**v).is_infinite();
             if let Some(value) = part.iter().find(lost) {
@@ -257,4 +256,11 @@ impl TensorWriter {
         let path = self.file.path().to_owned();
         CheckpointError::Plan { path, reason }
     }
+}
+
+/// Makes `block` the bytes of `values`.
+fn encode<const N: usize>(values: &[f32], block: &mut Vec<u8>, bytes: impl Fn(f32) -> [u8; N]) {
+    block.resize(N * values.len(), 0);
+    let places = block.as_chunks_mut().0.iter_mut();
+    places.zip(values).for_each(|(place, v)| *place = bytes(*v));
 }
