@@ -307,6 +307,15 @@ fn either_goes_on_from_the_checkpoint_of_either() {
         if from == 1 {
             assert_eq!(resumed[1].touched().expect("rows").ids(), ids);
         }
+        // Whatever the pieces in which the table is read: ends of rows within them, or pieces within a row.
+        let whole = resumed.each_ref().map(states);
+        for piece in [1000, 50] {
+            for (learner, whole) in resumed.iter().zip(&whole) {
+                drop(train(learner, &group, 9));
+                snapshot::restore_in_pieces(learner, saved, piece).expect("restored");
+                assert!(states(learner) == *whole, "checkpoint {from} in pieces of {piece}");
+            }
+        }
         for step in 3..6 {
             resumed.iter().for_each(|learner| drop(train(learner, &group, step)));
         }

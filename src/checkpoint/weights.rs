@@ -24,8 +24,8 @@ use crate::model::params::ParamTensor;
 
 pub(super) const SINGLE: &str = "model.safetensors";
 
-/// Values of a tensor that are read at a time.
-const PIECE: usize = 4 << 20;
+/// Values of a tensor that are read at a time, if nothing else is said.
+pub const PIECE: usize = 4 << 20;
 
 /// Whether a folder holds a model as other programs save it.
 pub(super) fn is_model(folder: &Path) -> bool {
@@ -39,6 +39,8 @@ pub(super) fn is_model(folder: &Path) -> bool {
 #[derive(Debug, Default)]
 pub struct Weights {
     root: PathBuf,
+    /// Values that are read at a time, where that is not [`PIECE`].
+    piece: Option<usize>,
     pub(super) files: Vec<(PathBuf, Mmap)>,
     arrays: Option<Orbax>,
     pub(super) tensors: BTreeMap<String, Stored>,
@@ -95,6 +97,18 @@ impl Weights {
             }
         }
         Ok(weights)
+    }
+
+    /// The same, read in pieces of at most this many values in place of [`PIECE`].
+    #[must_use]
+    pub fn in_pieces(self, values: usize) -> Weights {
+        let piece = Some(values.max(1));
+        Weights { piece, ..self }
+    }
+
+    /// Values that are read at a time.
+    pub fn piece(&self) -> usize {
+        self.piece.unwrap_or(PIECE)
     }
 
     fn found(path: &Path) -> Result<Weights> {
@@ -197,13 +211,41 @@ impl Weights {
         match (&stored.place, &self.arrays) {
             (Place::File { file, bytes }, _) => {
                 let data = &self.files[*file].1[bytes.clone()];
-                let block = PIECE * stored.dtype.bitsize() / 8;
+                let block = self.piece() * stored.dtype.bitsize() / 8;
                 data.chunks(block)
                     .try_for_each(|part| take(&widened(stored.dtype, part)))
             }
-            (Place::Array { path, origin, .. }, Some(arrays)) => read(arrays, path, origin, stored.dtype, take),
+            (Place::Array { path, origin, .. }, Some(arrays)) => {
+                read(arrays, path, origin, stored.dtype, self.piece(), take)
+            }
             (Place::Array { .. }, None) => Ok(()),
         }
+    }
+
+    /// Values `range` of the tensor `name`, without those before and behind where it lies in a file.
+    ///
+    /// # Errors
+    /// As [`Weights::pieces`].
+    ///
+    /// # Panics
+    /// If the tensor has fewer.
+    pub fn range(&self, name: &str, shape: &[usize], range: Range<usize>) -> Result<Vec<f32>> {
+        assert!(range.end <= shape.iter().product(), "{range:?} of {name} {shape:?}");
+        let stored = self.stored(name, shape)?;
+        if let Place::File { file, bytes } = &stored.place {
+            let size = stored.dtype.bitsize() / 8;
+            let data = &self.files[*file].1[bytes.clone()];
+            let part = &data[range.start * size..range.end * size];
+            return Ok(widened(stored.dtype, part).into_owned());
+        }
+        let (mut values, mut at) = (Vec::with_capacity(range.len()), 0);
+        self.pieces(name, shape, |piece| {
+            let within = |i: usize| i.clamp(at, at + piece.len()) - at;
+            values.extend_from_slice(&piece[within(range.start)..within(range.end)]);
+            at += piece.len();
+            Ok(())
+        })?;
+        Ok(values)
     }
 
     fn stored(&self, name: &str, shape: &[usize]) -> Result<&Stored> {
@@ -324,13 +366,14 @@ fn read(
     path: &str,
     origin: &Origin,
     dtype: Dtype,
+    piece: usize,
     mut take: impl FnMut(&[f32]) -> Result<()>,
 ) -> Result<()> {
     let size = dtype.bitsize() / 8;
     let row = origin.part.iter().product::<usize>() / origin.rows.len().max(1);
     let block = match origin.rows.len() {
         1 => 1,
-        _ => (PIECE / row.max(1)).max(1),
+        _ => (piece / row.max(1)).max(1),
     };
     let keeps_order = matches!(origin.layout, Layout::Same | Layout::Flat | Layout::Squeezed);
     let mut values = Vec::new();

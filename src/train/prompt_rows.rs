@@ -2,9 +2,10 @@
 //! that have occurred.
 //!
 //! Weights and averages are whole in a checkpoint. Moments are of the rows that `state.json` lists, in that order, where
-//! it lists any, and whole otherwise.
+//! it lists any, and whole otherwise. The table has gigabytes: of any form of it a piece is in memory at a time.
 
 use super::error::Result;
+use super::snapshot::{Put, stream};
 use crate::checkpoint::{CheckpointError, Saved, Weights, state};
 use crate::gpu::GpuError;
 use crate::model::params::ParamTensor;
@@ -22,7 +23,7 @@ pub(super) struct PromptRows<'a> {
     unused: Vec<String>,
 }
 
-type Read = Result<Vec<f32>, CheckpointError>;
+type Read<T = ()> = Result<T, CheckpointError>;
 
 impl<'a> PromptRows<'a> {
     pub fn new(learner: &'a Learner, saved: &'a Saved) -> PromptRows<'a> {
@@ -36,11 +37,6 @@ impl<'a> PromptRows<'a> {
             unused: unused.map(|tensor| tensor.name.clone()).collect(),
             saved: saved.state().prompt_rows.as_deref(),
         }
-    }
-
-    /// Whether a tensor is in the checkpoint as it is in the learner's stores of averages and moments.
-    pub fn is_plain(&self, tensor: &ParamTensor) -> bool {
-        tensor.name != self.table.name || (self.saved.is_none() && self.learner.touched().is_none())
     }
 
     /// Shape of a moment, which the learner's store has as `shape`, in the checkpoint.
@@ -67,9 +63,14 @@ impl<'a> PromptRows<'a> {
     pub fn leaves_moments(&self, optimizer: &Weights) -> Result<bool> {
         for tensor in self.learner.pi0.weights.kept() {
             let name = format!("{}{}", state::PI0_M, tensor.name);
-            if optimizer.iter().any(|t| t.name == name)
-                && optimizer.values(&name, &tensor.shape)?.iter().any(|v| *v != 0.0)
-            {
+            let mut moved = false;
+            if optimizer.iter().any(|t| t.name == name) {
+                optimizer.pieces(&name, &tensor.shape, |piece| {
+                    moved |= piece.iter().any(|v| *v != 0.0);
+                    Ok(())
+                })?;
+            }
+            if moved {
                 return Ok(true);
             }
         }
@@ -97,72 +98,108 @@ impl<'a> PromptRows<'a> {
 
     /// Rows of whole tensors that are not as they started.
     fn moved(&self, params: &Weights, ema: Option<&Weights>, optimizer: &Weights) -> Result<Vec<u32>> {
-        let (rows, width) = (self.table.shape[0], self.table.shape[1]);
-        let mut moved = vec![false; rows];
-        let mut mark = |values: &[f32], differs: &dyn Fn(usize, f32) -> bool| {
-            for (i, &v) in values.iter().enumerate() {
-                moved[i / width] |= differs(i, v);
-            }
-        };
+        let ParamTensor { name, shape, .. } = &self.table;
+        let width = shape[1];
+        let mut moved = vec![false; shape[0]];
         let second = self.learner.pi0.v.as_ref().map(|_| state::PI0_V);
         for section in [Some(state::PI0_M), second].into_iter().flatten() {
-            let name = format!("{section}{}", self.table.name);
-            mark(&optimizer.values(&name, &self.table.shape)?, &|_, v| v != 0.0);
+            let mut at = 0;
+            optimizer.pieces(&format!("{section}{name}"), shape, |piece| {
+                mark(&mut moved, width, at, piece.iter().map(|v| *v != 0.0));
+                at += piece.len();
+                Ok(())
+            })?;
         }
         if let Some(ema) = ema {
-            let weights = params.tensor(&self.table)?;
-            mark(&ema.tensor(&self.table)?, &|i, v| v != weights[i]);
+            let mut at = 0;
+            ema.pieces(name, shape, |piece| {
+                let weights = params.range(name, shape, at..at + piece.len())?;
+                mark(&mut moved, width, at, piece.iter().zip(&weights).map(|(a, b)| a != b));
+                at += piece.len();
+                Ok(())
+            })?;
         }
-        Ok((0..rows as u32).filter(|&id| moved[id as usize]).collect())
+        Ok((0..)
+            .zip(&moved)
+            .filter(|(_, moved)| **moved)
+            .map(|(id, _)| id)
+            .collect())
     }
 
-    /// A tensor of the average, as the learner's store has it.
-    pub fn average(&self, ema: &Weights, tensor: &ParamTensor) -> Read {
-        if tensor.name != self.table.name {
-            return ema.tensor(tensor);
+    /// Puts a tensor of the average, as the learner's store has it.
+    pub fn average(&self, ema: &Weights, tensor: &ParamTensor, put: Put<'_>) -> Read {
+        match self.learner.touched() {
+            Some(touched) if tensor.name == self.table.name => self.pick(ema, &tensor.name, &touched.ids(), put),
+            _ => stream(ema, "", tensor, put),
         }
-        Ok(self.pick(ema.tensor(&self.table)?))
     }
 
-    /// A moment, as the learner's store has it.
-    pub fn moment(&self, optimizer: &Weights, section: &str, tensor: &ParamTensor) -> Read {
+    /// Puts a moment, as the learner's store has it.
+    pub fn moment(&self, optimizer: &Weights, section: &str, tensor: &ParamTensor, put: Put<'_>) -> Read {
         let name = format!("{section}{}", tensor.name);
         if self.is_unused(optimizer, section, &name) {
-            return Ok(vec![0.0; tensor.len()]);
+            zeros(optimizer.piece(), tensor.len(), put);
+            return Ok(());
         }
-        let values = optimizer.values(&name, &self.stored_shape(section, &name, tensor.shape.clone()))?;
         if tensor.name != self.table.name {
-            return Ok(values);
+            return stream(optimizer, section, tensor, put);
         }
-        let width = self.table.shape[1];
-        Ok(match (self.saved, self.learner.touched()) {
-            // The learner's rows are those that were saved.
-            (Some(_), Some(_)) => values,
-            (None, _) => self.pick(values),
-            (Some(rows), None) => {
-                let mut all = vec![0.0; self.table.len()];
-                for (row, values) in rows.iter().zip(values.chunks(width)) {
-                    let at = *row as usize * width;
-                    if let Some(to) = all.get_mut(at..at + width) {
-                        to.copy_from_slice(values);
-                    }
-                }
-                all
-            }
-        })
+        match (self.saved, self.learner.touched()) {
+            (None, Some(touched)) => self.pick(optimizer, &name, &touched.ids(), put),
+            (Some(rows), None) => self.spread(optimizer, &name, rows, put),
+            // As saved: all rows, or those that the learner now has.
+            (None, None) | (Some(_), Some(_)) => stream(optimizer, section, tensor, put),
+        }
     }
 
-    /// The rows that learn, of a whole table.
-    fn pick(&self, whole: Vec<f32>) -> Vec<f32> {
-        let Some(touched) = self.learner.touched() else {
-            return whole;
-        };
+    /// Puts rows `ids` of a whole table.
+    fn pick(&self, from: &Weights, name: &str, ids: &[u32], put: Put<'_>) -> Read {
+        let (shape, width) = (&self.table.shape, self.table.shape[1]);
+        let mut rows = Vec::new();
+        for &id in ids {
+            let at = id as usize * width;
+            rows.extend(from.range(name, shape, at..at + width)?);
+            if rows.len() + width > from.piece() {
+                put(&rows);
+                rows.clear();
+            }
+        }
+        put(&rows);
+        Ok(())
+    }
+
+    /// Puts a whole table of which only `rows` were saved, in this order; the others are zero.
+    fn spread(&self, from: &Weights, name: &str, rows: &[u32], put: Put<'_>) -> Read {
         let width = self.table.shape[1];
-        let row = |id: u32| &whole[id as usize * width..(id as usize + 1) * width];
-        touched
-            .ids()
-            .into_iter()
-            .flat_map(|id| row(id).iter().copied())
-            .collect()
+        let shape = [rows.len(), width];
+        let mut places: Vec<(usize, usize)> = (0..).zip(rows).map(|(place, &id)| (id as usize, place)).collect();
+        places.sort_unstable();
+        let mut next = 0;
+        for (id, place) in places {
+            // A list that is not of this table, or has a row twice.
+            if id < next || id >= self.table.shape[0] {
+                continue;
+            }
+            zeros(from.piece(), (id - next) * width, put);
+            put(&from.range(name, &shape, place * width..(place + 1) * width)?);
+            next = id + 1;
+        }
+        zeros(from.piece(), (self.table.shape[0] - next) * width, put);
+        Ok(())
+    }
+}
+
+/// Marks the rows of which a value is marked, those from element `at` of the table on.
+fn mark(rows: &mut [bool], width: usize, at: usize, marked: impl Iterator<Item = bool>) {
+    for (i, marked) in (at..).zip(marked) {
+        rows[i / width] |= marked;
+    }
+}
+
+/// Puts `n` zeros.
+fn zeros(piece: usize, n: usize, put: Put<'_>) {
+    let block = vec![0.0; piece.min(n)];
+    for at in (0..n).step_by(piece) {
+        put(&block[..piece.min(n - at)]);
     }
 }

@@ -3,6 +3,7 @@
 use super::error::Result;
 use super::handover::{moments, names, numbers};
 use super::prompt_rows::PromptRows;
+use crate::checkpoint::weights::PIECE;
 use crate::checkpoint::{CheckpointError, Saved, Weights, state};
 use crate::gpu::Gpu;
 use crate::model::dims::{Adapters, Pi0Dims};
@@ -16,10 +17,19 @@ use crate::step::Learner;
 /// # Errors
 /// Tensors that are missing or have other shapes than the learner's.
 pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
+    restore_in_pieces(learner, saved, PIECE)
+}
+
+/// The same with at most this many values of a tensor in memory at a time.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_in_pieces(learner: &Learner, saved: &Saved, piece: usize) -> Result<()> {
     let gpu = &learner.gpu;
     let table = |store: &ParamStore| store.placement().table().clone();
-    let (params, critic) = (saved.tensors(state::PARAMS)?, saved.tensors(state::CRITIC)?);
-    let optimizer = saved.tensors(state::OPTIMIZER)?;
+    let open = |name: &str| saved.tensors(name).map(|weights| weights.in_pieces(piece));
+    let (params, critic) = (open(state::PARAMS)?, open(state::CRITIC)?);
+    let optimizer = open(state::OPTIMIZER)?;
     params.check(&table(&learner.pi0.weights), "")?;
     for section in [state::ONLINE, state::TARGET] {
         critic.check(&table(&learner.critic.weights), section)?;
@@ -34,7 +44,7 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
         }
     }
     let ema = match &learner.pi0.average {
-        Some(_) if saved.has(state::EMA) => Some(saved.tensors(state::EMA)?),
+        Some(_) if saved.has(state::EMA) => Some(open(state::EMA)?),
         Some(_) => {
             tracing::warn!("the checkpoint was saved without a weight average; it starts from the weights");
             None
@@ -54,10 +64,7 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
     learner.touch_only(&rows);
     load(learner, &params, |_, _| ())?;
     if let (Some(average), Some(ema)) = (&learner.pi0.average, &ema) {
-        fill(gpu, average, |t, put| match prompts.is_plain(t) {
-            true => stream(ema, "", t, put),
-            false => prompts.average(ema, t).map(|values| put(&values)),
-        })?;
+        fill(gpu, average, |t, put| prompts.average(ema, t, put))?;
     }
     fill(gpu, &learner.critic.weights, |t, put| {
         stream(&critic, state::ONLINE, t, put)
@@ -66,13 +73,7 @@ pub fn restore(learner: &Learner, saved: &Saved) -> Result<()> {
         fill(gpu, targets, |t, put| stream(&critic, state::TARGET, t, put))?;
     }
     for (section, store) in &moments {
-        fill(gpu, store, |t, put| {
-            let name = format!("{section}{}", t.name);
-            match prompts.is_plain(t) && !prompts.is_unused(&optimizer, section, &name) {
-                true => stream(&optimizer, section, t, put),
-                false => prompts.moment(&optimizer, section, t).map(|values| put(&values)),
-            }
-        })?;
+        fill(gpu, store, |t, put| prompts.moment(&optimizer, section, t, put))?;
     }
     if let Some(temperature) = &learner.temperature {
         for (name, tensor) in numbers(temperature) {
@@ -143,7 +144,7 @@ pub fn load(learner: &Learner, weights: &Weights, mut progress: impl FnMut(usize
 }
 
 /// Takes the values of a tensor, piece by piece.
-type Put<'a> = &'a mut dyn FnMut(&[f32]);
+pub(super) type Put<'a> = &'a mut dyn FnMut(&[f32]);
 
 /// Overwrites a store tensor by tensor, with what `read` puts.
 fn fill(
@@ -157,7 +158,12 @@ fn fill(
 }
 
 /// Puts the values of a tensor with `section` in front of its name.
-fn stream(weights: &Weights, section: &str, tensor: &ParamTensor, put: Put<'_>) -> Result<(), CheckpointError> {
+pub(super) fn stream(
+    weights: &Weights,
+    section: &str,
+    tensor: &ParamTensor,
+    put: Put<'_>,
+) -> Result<(), CheckpointError> {
     weights.pieces(&format!("{section}{}", tensor.name), &tensor.shape, |piece| {
         put(piece);
         Ok(())
