@@ -149,6 +149,12 @@ pub fn finish(
 impl BlockTape {
     /// Computes again what was not kept.
     pub fn complete(&mut self, gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>) {
+        self.complete_middle(gpu, p, time);
+        self.gate_up = Some(self.gate_up(gpu, p, time));
+    }
+
+    /// Computes `middle` again, with the branch that leads to it, if it was not kept.
+    pub fn complete_middle(&mut self, gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>) {
         if self.middle.is_none() {
             let (middle, branch1) = middle(gpu, p, time, &self.x, &self.o);
             if let (Some(branch1), Some((kept, _))) = (branch1, &mut self.branches) {
@@ -156,22 +162,25 @@ impl BlockTape {
             }
             self.middle = Some(middle);
         }
-        if self.gate_up.is_none()
-            && let Some(middle) = &self.middle
-        {
+    }
+
+    /// Computes gate | up again, into `rows`.
+    pub fn gate_up_again(&self, gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, rows: &Tensor) {
+        let normed = normed2(gpu, p, time, self.middle(), rows.dtype());
+        p.gate_up.forward(gpu, &normed, None, rows);
+    }
+
+    /// gate | up as kept, or computed again.
+    fn gate_up(&self, gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>) -> Tensor {
+        self.gate_up.clone().unwrap_or_else(|| {
             let rows = gate_up_rows(gpu, p, &self.o);
-            let normed = normed2(gpu, p, time, middle, self.o.dtype());
-            p.gate_up.forward(gpu, &normed, None, &rows);
-            self.gate_up = Some(rows);
-        }
+            self.gate_up_again(gpu, p, time, &rows);
+            rows
+        })
     }
 
     fn middle(&self) -> &Tensor {
         self.middle.as_ref().expect("completed")
-    }
-
-    fn gate_up(&self) -> &Tensor {
-        self.gate_up.as_ref().expect("completed")
     }
 }
 
@@ -226,7 +235,8 @@ impl BlockGrads {
     }
 }
 
-/// From `dy` to `d_o` (and `dmiddle`) for rows `range` of the tape; `dy` of those rows must be in place.
+/// From `dy` to `d_o` (and `dmiddle`) for rows `range` of the tape; `dy` of those rows must be in place, and gate | up, where
+/// the tape has not got them, in `dgate_up`, to be replaced by their gradients.
 pub fn backward_out(
     gpu: &Gpu,
     p: &GemmaBlock,
@@ -255,7 +265,8 @@ pub fn backward_out(
     let dact = gpu.alloc(at_mlp.dtype(), [range.len(), p.down.inputs()]);
     p.down.backward(gpu, &at_mlp, &dact);
     let dgate_up = rows(&g.dgate_up);
-    geglu::backward(gpu, &rows(tape.gate_up()), &dact, &dgate_up, None);
+    let gate_up = rows(tape.gate_up.as_ref().unwrap_or(&g.dgate_up));
+    geglu::backward(gpu, &gate_up, &dact, &dgate_up, None);
     let (dnormed2, dmiddle) = (rows(&g.dnormed2), g.dmiddle.rows(range.clone()));
     p.gate_up.backward(gpu, &dgate_up, &dnormed2);
     rms_norm::backward(
@@ -315,7 +326,8 @@ pub struct TimeGroups<'a> {
     pub wanted: bool,
 }
 
-/// Weight gradients from all rows, added to those of `grads` that learn. Returns the gradients of the modulation tables:
+/// Weight gradients from all rows, added to those of `grads` that learn; gate | up that the tape has not got are computed
+/// again. Returns the gradients of the modulation tables:
 /// where the norms' own maps do not learn, the condition they belong to still may.
 pub fn backward_params(
     gpu: &Gpu,
@@ -333,7 +345,7 @@ pub fn backward_params(
         .map_or((&g.dy.operand, &g.dmiddle.operand), |(mlp, attention)| (mlp, attention));
     if grads.down.learns() {
         let act = gpu.alloc(tape.o.dtype(), [tape.x.dim(0), p.down.inputs()]);
-        geglu::forward(gpu, tape.gate_up(), &act);
+        geglu::forward(gpu, &tape.gate_up(gpu, p, modulated), &act);
         p.down.backward_params(gpu, &grads.down, mlp, &act);
     }
     let normed = gpu.alloc(tape.o.dtype(), tape.x.shape());

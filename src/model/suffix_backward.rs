@@ -98,7 +98,7 @@ impl<'a> SuffixBackward<'a> {
                 block,
                 groups: &index.groups,
             });
-            tape.complete(gpu, block, modulated);
+            tape.complete_middle(gpu, block, modulated);
             let d_o = gpu.alloc(net.dtype, [m, heads.q_width()]);
             let dqkv = gpu.alloc(net.dtype, [m, heads.fused()]);
             let mut g = BlockGrads::new(gpu, block, m, net.residual, d_o, dqkv, gpu.f32([m, heads.q]));
@@ -109,6 +109,11 @@ impl<'a> SuffixBackward<'a> {
                 let BlockGrads { dy, dmiddle, .. }: &BlockGrads = first;
                 g.dy.sum = dy.sum.clone();
                 g.dmiddle.sum = dmiddle.sum.clone();
+            }
+            if tape.gate_up.is_none() {
+                // Of all layers they would be as much again as their gradients: until these come they have their place, and
+                // the weights' own gradients have them computed once more, a layer at a time.
+                tape.gate_up_again(gpu, block, modulated, &g.dgate_up);
             }
             layers.push(g);
         }
