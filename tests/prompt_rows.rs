@@ -1,7 +1,7 @@
 //! A prompt table of which only the rows that occurred have gradient, moments and average, against one of which all have:
 //! the same bits after every update, in norms, in what the policy does, and in checkpoints, which either can load.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use acrlpd::checkpoint::{self, Saved, state};
@@ -11,6 +11,7 @@ use acrlpd::data::norm_stats::Stats;
 use acrlpd::gpu::{DType, DeviceChoice, Gpu};
 use acrlpd::model::freeze::Freeze;
 use acrlpd::model::params::{ParamStore, ParamTensor, Room};
+use acrlpd::ops::blockwise::{BLOCK, Format};
 use acrlpd::ops::optimizers::{AdamW, Lion, Optimizer};
 use acrlpd::ops::split::Values;
 use acrlpd::step::config::StepConfig;
@@ -339,6 +340,95 @@ fn either_goes_on_from_the_checkpoint_of_either() {
         let error = snapshot::restore(&small, saved).expect_err("there is no room");
         assert!(error.to_string().contains("memory.prompt_rows"), "{error}");
         assert!(states(&small) == before);
+    }
+}
+
+/// Relative distance of values from others, by the L2 norm.
+fn apart(a: &[u32], b: &[u32]) -> f64 {
+    let value = |bits: &u32| f64::from(f32::from_bits(*bits));
+    let squares = |of: &mut dyn Iterator<Item = f64>| of.map(|v| v * v).sum::<f64>().sqrt();
+    let distance = squares(&mut a.iter().zip(b).map(|(a, b)| value(a) - value(b)));
+    distance / squares(&mut b.iter().map(value))
+}
+
+/// Moments in 8 bits of rows of which four share a block, and of which the last block has fewer.
+#[test]
+fn rows_that_do_not_fill_their_blocks_learn_in_8_bits() {
+    // Every other one, so that each brings new tokens.
+    const STEPS: [u64; 4] = [0, 2, 4, 6];
+    const SAVED: usize = 2;
+    let (gpu, group) = (device(), group());
+    let learner = |prompt_rows, moments| {
+        let config = StepConfig {
+            actor_update_freq: 1,
+            prompt_rows,
+            moments,
+            ..step(&group, ADAMW.into())
+        };
+        group.learner(&gpu, config).expect("a learner")
+    };
+    let whole = learner(Some(64), Format::Float32);
+    let in_blocks = learner(Some(64), Format::Blockwise8);
+    let dense = learner(None, Format::Blockwise8);
+    let mut all = vec![&whole, &in_blocks, &dense];
+    // Rows that the steps bring: these shall be all there is room for, and end within a block.
+    let tokens = |step: u64| batches(&group, step).into_iter().flat_map(|b| b.current.masks.prompts);
+    let ids: BTreeSet<u32> = STEPS.into_iter().flat_map(tokens).flatten().collect();
+    let exact = learner(Some(ids.len()), Format::Blockwise8);
+    all.push(&exact);
+    let values = ids.len() * exact.dims.language.width;
+    assert!(!values.is_multiple_of(BLOCK), "{values} values are whole blocks");
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut saved = None;
+    for (i, step) in STEPS.into_iter().enumerate() {
+        let norms: Vec<_> = all.iter().map(|learner| train(learner, &group, step)).collect();
+        assert_eq!(norms[1], norms[3], "norms of step {step}");
+        same(&in_blocks, &exact, &format!("after step {step}"));
+        if step == 0 {
+            // An update moves weights before it rounds moments.
+            for (a, b) in states(&exact).iter().zip(&states(&whole)).take(2) {
+                assert!(a == b, "weights of the first step");
+            }
+        }
+        if i + 1 == SAVED {
+            let learned = exact.touched().expect("rows").len() * exact.dims.language.width;
+            assert!(!learned.is_multiple_of(BLOCK), "{learned} values are whole blocks");
+            saved = Some((save(&exact, dir.path(), "exact"), states(&exact)));
+        }
+    }
+    assert_eq!(exact.touched().expect("rows").len(), ids.len(), "there is no room left");
+
+    let of = |learner: &Learner| {
+        let all = states(learner);
+        let table = |named: &Named| {
+            named
+                .iter()
+                .find(|(name, _)| name.ends_with(TABLE))
+                .map(|(_, v)| v.clone())
+        };
+        all.each_ref().map(|named| table(named).expect("a table"))
+    };
+    let reference = of(&whole);
+    for (learner, name) in [(&exact, "few rows"), (&dense, "all rows")] {
+        let got = of(learner);
+        let [p, _, m, v] = [0, 1, 2, 3].map(|i| apart(&got[i], &reference[i]));
+        println!("{name}: weights {p:.1e}, first moment {m:.4}, second moment {v:.4} from those in f32");
+        assert!(p < 1e-3 && m < 0.05 && v < 0.05, "{name}: {p}, {m}, {v}");
+    }
+
+    // From a checkpoint, the last block written in several pieces, too.
+    let (saved, then) = saved.expect("a checkpoint");
+    for piece in [1000, 50] {
+        let resumed = learner(Some(ids.len()), Format::Blockwise8);
+        snapshot::restore_in_pieces(&resumed, &saved, piece).expect("restored");
+        for (now, then) in states(&resumed).iter().zip(&then) {
+            assert!(now == then, "read in pieces of {piece}");
+        }
+        for &step in &STEPS[SAVED..] {
+            train(&resumed, &group, step);
+        }
+        same(&exact, &resumed, &format!("after going on, read in pieces of {piece}"));
     }
 }
 

@@ -85,7 +85,8 @@ impl ParamStore {
         let store = ParamStore {
             pages: pages(gpu, &words, DType::U32),
             low: None,
-            blocks: Some((moment, vec![Open::default(); words.len()])),
+            // A page each: copies would share what they hold.
+            blocks: Some((moment, words.iter().map(|_| Open::default()).collect())),
             host: None,
             dtype: DType::U32,
             kept: RwLock::default(),

@@ -12,7 +12,7 @@ use crate::gpu::{Gpu, Result, Tensor};
 /// Blocks that pass through the host at a time.
 const THROUGH: usize = 1 << 16;
 
-/// Values of blocks that were written in part, by the number of the block in its page.
+/// Values of blocks of one page that were written in part, by the number of the block in it.
 #[derive(Clone, Debug, Default)]
 pub struct Open(Arc<Mutex<HashMap<usize, [f32; BLOCK]>>>);
 
