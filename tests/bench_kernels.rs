@@ -256,6 +256,7 @@ fn lists_name_every_op_and_the_shapes_of_the_model() {
         "td",
         "attention",
         "gemm",
+        "update",
     ];
     for entry in std::fs::read_dir(Path::new(ROOT).join("src/ops")).expect("a folder") {
         let op = entry

@@ -5,11 +5,8 @@ use serde::Serialize;
 use super::check::{Expected, Sum};
 use super::work::{Operand, Room, Work};
 use crate::gpu::{DType, Gpu};
-use crate::ops::adamw::{self, AdamW, Control, Flat, Update};
-use crate::ops::blockwise;
-use crate::ops::lion::Lion;
-use crate::ops::optimizers::Rule;
-use crate::ops::reduce;
+use crate::ops::optimizers::{AdamW, Control, Flat, Lion, Rule, Update};
+use crate::ops::{blockwise, clip, reduce, soft_update};
 
 /// Which op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -203,7 +200,7 @@ fn soft_update(mut room: Room<'_>, n: usize) -> Work {
             [before, rate * online.at(i), -rate * before].into_iter().collect()
         })
     };
-    let launch = move |gpu: &Gpu| adamw::soft_update(gpu, &target.tensor, &online.tensor, UPDATE.rate);
+    let launch = move |gpu: &Gpu| soft_update::soft_update(gpu, &target.tensor, &online.tensor, UPDATE.rate);
     room.work(launch, [expected])
 }
 
@@ -229,6 +226,6 @@ fn clip(mut room: Room<'_>, n: usize) -> Work {
         Expected::new("x", &x.tensor, move |i| Sum::of(CLIP * before.at(i)))
     };
     let control = control(room.gpu);
-    let launch = move |gpu: &Gpu| adamw::clip(gpu, &x.tensor, &control, 0);
+    let launch = move |gpu: &Gpu| clip::clip(gpu, &x.tensor, &control, 0);
     room.work(launch, [expected])
 }

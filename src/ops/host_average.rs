@@ -258,7 +258,7 @@ fn move_fused(averages: &mut [f32], weights: impl Iterator<Item = f32>, rate: f3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::adamw::soft_update;
+    use crate::ops::soft_update::soft_update;
     use crate::ops::split;
     use crate::ops::testing::{gpu, normals};
 

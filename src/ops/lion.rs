@@ -1,28 +1,19 @@
 //! Lion: the sign of a momentum, with decoupled weight decay.
 //!
 //! ```text
-//! c = min(1, limit / ‖g‖) · g
-//! u = sign(β₁ m + (1 - β₁) c)
+//! u = sign(β₁ m + (1 - β₁) c)                             c: the gradient, clipped
 //! p ← p - lr (u + λ p)
 //! m ← β₂ m + (1 - β₂) c
-//! a ← a + rate (p - a)       average: EMA (rate 1 - decay) or target network (rate τ)
-//! g ← 0                      ready for the next accumulation
 //! ```
 //! One moment where AdamW keeps two: 12 bytes per weight and gradient in place of 16. Every weight moves by lr, whatever the size of
 //! its gradient, so learning rates are 3 to 10 times smaller and decays as much larger than AdamW's.
-//! Source: Chen et al. 2023, "Symbolic discovery of optimization algorithms".
-//!
-//! Cost: memory bound: reads p, g, m, a; writes them.
+//! Source: Chen et al. 2023, "Symbolic discovery of optimization algorithms". What the pass does besides, and what it
+//! costs: [`update`](super::update).
 
-use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::adamw::{Control, Flat, Form, Update, moved, weights};
-use super::blockwise::{self, Numbers, Rule8};
-use super::lanes::{Lanes, load, store};
-use super::optimizers::{Hyper, Rule};
-use crate::gpu::launch::{View, launch};
-use crate::gpu::{Cost, Gpu};
+use super::optimizers::{Hyper, Kind, Rule};
+use super::update::{Numbers, Update};
 
 /// Hyperparameters of one group.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +26,7 @@ pub struct Lion {
 }
 
 impl Rule for Lion {
+    const KIND: Kind = Kind::Lion;
     const SECOND_MOMENT: bool = false;
 
     fn new(hyper: Hyper) -> Lion {
@@ -45,49 +37,17 @@ impl Rule for Lion {
         }
     }
 
-    fn step(self, gpu: &Gpu, update: Update, control: &Control, group: usize, flat: Flat<'_>) {
-        if blockwise::holds(flat.m) {
-            let numbers = Numbers {
-                rule: Rule8::Lion,
-                beta1: self.beta1,
-                beta2: self.beta2,
-                eps: 0.0,
-                decay: self.weight_decay,
-                unbias: [1.0; 2],
-            };
-            return blockwise::step(gpu, numbers, update, control, group, flat);
+    fn numbers(self, update: Update) -> Numbers {
+        Numbers {
+            lr: update.lr,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: 0.0,
+            decay: self.weight_decay,
+            unbias1: 1.0,
+            unbias2: 1.0,
+            rate: update.rate,
         }
-        let plan = flat.plan(gpu);
-        launch!(
-            gpu,
-            Cost::moving("lion", plan.bytes + 2 * flat.m.bytes()),
-            lion_kernel,
-            plan.count,
-            plan.dim,
-            [
-                flat.p,
-                plan.low,
-                flat.g,
-                flat.m,
-                plan.average,
-                plan.compute,
-                &control.values
-            ],
-            (
-                flat.p.len(),
-                group,
-                control.groups,
-                update.lr,
-                self.beta1,
-                self.beta2,
-                self.weight_decay,
-                update.rate,
-                plan.form,
-                plan.lanes,
-                plan.types,
-                plan.lanes.sizes(),
-            ),
-        );
     }
 }
 
@@ -97,67 +57,23 @@ fn sign(x: f32) -> f32 {
     select(x > 0.0, 1.0, select(x < 0.0, -1.0, 0.0))
 }
 
-/// Where a weight moves, from the old moment and the gradient `c`.
+/// The new weight, from the old moment and the gradient `c`.
 #[cube]
-pub(super) fn lion_direction(m: f32, c: f32, beta1: f32) -> f32 {
-    sign(beta1 * m + (1.0 - beta1) * c)
+pub(super) fn lion_weight(p: f32, m: f32, c: f32, n: &Numbers) -> f32 {
+    let direction = sign(n.beta1 * m + (1.0 - n.beta1) * c);
+    p - n.lr * (direction + n.decay * p)
 }
 
 /// The new moment.
 #[cube]
-pub(super) fn lion_moment(m: f32, c: f32, beta2: f32) -> f32 {
-    beta2 * m + (1.0 - beta2) * c
-}
-
-#[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
-fn lion_kernel<P: Numeric, L: Numeric, S: Numeric, C: Numeric, W: Size, N: Size>(
-    p: &mut View<Vector<P, W>>,
-    low: &mut View<Vector<L, W>>,
-    g: &mut View<Vector<S, W>>,
-    m: &mut View<Vector<S, W>>,
-    average: &mut View<Vector<S, W>>,
-    compute: &mut View<Vector<C, W>>,
-    control: &View<f32>,
-    n: usize,
-    group: usize,
-    groups: usize,
-    lr: f32,
-    beta1: f32,
-    beta2: f32,
-    decay: f32,
-    rate: f32,
-    #[comptime] form: Form,
-    #[comptime] lanes: Lanes,
-    #[define(P, L, S, C)] _types: [StorageType; 4],
-    #[define(W, N)] _sizes: [usize; 2],
-) {
-    let i = ABSOLUTE_POS * lanes.count;
-    if i < n {
-        let g_at = g.start() + i;
-        if control.get(groups) == 1.0 {
-            let factor = control.get(group);
-            let m_at = m.start() + i;
-            let gg = load::<S, W, N>(g, g_at, lanes);
-            let mut mm = load::<S, W, N>(m, m_at, lanes);
-            let mut pp = weights::<P, L, W, N>(p, low, i, form, lanes);
-            #[unroll]
-            for k in 0..lanes.count {
-                let c = gg[k] * factor;
-                let direction = lion_direction(mm[k], c, beta1);
-                pp[k] = pp[k] - lr * (direction + decay * pp[k]);
-                mm[k] = lion_moment(mm[k], c, beta2);
-            }
-            store::<S, W, N>(m, m_at, mm, lanes);
-            moved::<P, L, S, C, W, N>(p, low, average, compute, i, pp, rate, form, lanes);
-        }
-        store::<S, W, N>(g, g_at, Vector::zeroed(), lanes);
-    }
+pub(super) fn lion_moment(m: f32, c: f32, n: &Numbers) -> f32 {
+    n.beta2 * m + (1.0 - n.beta2) * c
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::optimizers::{Control, Flat};
     use crate::ops::reduce;
     use crate::ops::testing::{check, close, f64s, gpu, normals};
 

@@ -2,8 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use super::adamw::{AdamW, Control, Flat, Update};
+pub use super::adamw::AdamW;
+use super::blockwise;
+pub use super::clip::Control;
 pub use super::lion::Lion;
+use super::update::{self, Numbers};
+pub use super::update::{Flat, Update};
 use crate::gpu::Gpu;
 
 /// Hyperparameters as a configuration gives them; an optimizer takes those it has.
@@ -15,17 +19,32 @@ pub struct Hyper {
     pub weight_decay: f32,
 }
 
-/// What an optimizer is: how it is made, what it keeps, and one pass over flat memory.
+/// What an optimizer is: how it is made, what it keeps, and the numbers of its formula, which is in the kernels.
 pub trait Rule: Copy {
+    /// Its line in the list below.
+    const KIND: Kind;
+
     /// Does it keep a second moment beside the first? If not, there is no memory for one.
     const SECOND_MOMENT: bool;
 
     /// From hyperparameters.
     fn new(hyper: Hyper) -> Self;
 
+    /// What its formula needs in an update.
+    fn numbers(self, update: Update) -> Numbers;
+
     /// One update of `flat`, which belongs to group `group` of `control`: new weights, moments, average and compute
     /// copies where `control` says so, and zero gradients always.
-    fn step(self, gpu: &Gpu, update: Update, control: &Control, group: usize, flat: Flat<'_>);
+    ///
+    /// # Panics
+    /// If `flat` lacks a moment that the optimizer keeps.
+    fn step(self, gpu: &Gpu, update: Update, control: &Control, group: usize, flat: Flat<'_>) {
+        let numbers = self.numbers(update);
+        match blockwise::holds(flat.m) {
+            false => update::step(gpu, Self::KIND, numbers, control, group, flat),
+            true => blockwise::step(gpu, Self::KIND, numbers, update.t, control, group, flat),
+        }
+    }
 }
 
 /// Makes the choice of a configuration, and the optimizer it stands for, of the lines below.
@@ -38,6 +57,16 @@ macro_rules! optimizers {
         }
 
         impl Kind {
+            /// As a configuration has it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Kind::$rule => $name,)+ }
+            }
+
+            /// Does it keep a second moment?
+            pub const fn second_moment(self) -> bool {
+                match self { $(Kind::$rule => <$rule as Rule>::SECOND_MOMENT,)+ }
+            }
+
             /// The optimizer with these hyperparameters.
             pub fn with(self, hyper: Hyper) -> Optimizer {
                 match self { $(Kind::$rule => $rule::new(hyper).into(),)+ }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ops::optimizers::{Hyper, Kind, Optimizer};
+use crate::ops::optimizers::{Hyper, Optimizer, Update};
 use crate::ops::split::{self, Values};
 use crate::ops::testing::{close, gpu, normals};
 use crate::ops::{fill, reduce};
@@ -11,53 +11,6 @@ const HYPER: Hyper = Hyper {
     weight_decay: 0.1,
 };
 const MOMENTS: [Moment; 2] = [Moment::First, Moment::Second];
-
-#[test]
-fn what_was_decoded_has_its_own_code() {
-    for moment in MOMENTS {
-        for scale in [1.0f32, 3.3e-9, 7.7e5, 0.1] {
-            let values: Vec<f32> = (0..=255).map(|code| moment.decode(code, scale)).collect();
-            let largest = values.iter().fold(0.0f32, |most, v| most.max(*v));
-            assert_eq!(largest, scale, "{moment:?}");
-            for code in 0..=255u8 {
-                // The second zero has the code of the first.
-                let canonical = if moment == Moment::First && code == 128 {
-                    0
-                } else {
-                    code
-                };
-                assert_eq!(
-                    moment.encode(values[code as usize], scale),
-                    canonical,
-                    "{moment:?}, {scale}"
-                );
-            }
-            let positive = if moment == Moment::First { 128 } else { 256 };
-            assert!(values[..positive].windows(2).all(|w| w[0] < w[1]), "{moment:?}");
-        }
-        let block: [f32; BLOCK] = std::array::from_fn(|i| {
-            let x = normals(3, BLOCK)[i] * 1e-3;
-            if moment == Moment::First { x } else { x * x }
-        });
-        let words = moment.encode_block(&block);
-        assert_eq!(moment.encode_block(&moment.decode_block(&words)), words, "{moment:?}");
-        // Half a step at most: 4 c⁻¹ or 8 c⁻¹ of the value.
-        for (x, y) in block.iter().zip(moment.decode_block(&words)) {
-            let scale = f32::from_bits(words[WORDS - 1]);
-            let (power, steps) = if moment == Moment::First {
-                (4.0, 128.0)
-            } else {
-                (8.0, 256.0)
-            };
-            let u = (x.abs() / scale).powf(1.0 / power).max(2.0 / steps);
-            assert!(
-                (x - y).abs() <= 0.6 * power / (u * steps) * x.abs() + 1e-7 * scale,
-                "{moment:?}: {x} is {y}"
-            );
-        }
-    }
-    assert_eq!(Moment::Second.encode(1e-30, 1.0), 1, "what is not zero stays so");
-}
 
 /// Everything an update touches.
 struct Trained {

@@ -2,9 +2,11 @@
 
 use super::Case;
 use crate::gpu::Tensor;
-use crate::ops::adamw::{self, AdamW, Control, Flat, Update};
+use crate::ops::clip::clip;
 use crate::ops::lr_schedule::warmup_cosine;
+use crate::ops::optimizers::{AdamW, Control, Flat, Rule, Update};
 use crate::ops::reduce;
+use crate::ops::soft_update::soft_update;
 use crate::verify::{Kind, Result};
 
 /// Numbers in a description such as "warmup_cosine(peak 1e-2, end 1e-3, warmup 2, decay 6)".
@@ -53,18 +55,12 @@ pub(super) fn adamw_case(c: &mut Case<'_>) -> Result<()> {
             average: None,
             compute: None,
         };
-        adamw::step(
-            c.gpu,
-            adam,
-            Update {
-                lr,
-                t: step as u64 + 1,
-                rate: 0.0,
-            },
-            &control,
-            0,
-            flat,
-        );
+        let update = Update {
+            lr,
+            t: step as u64 + 1,
+            rate: 0.0,
+        };
+        adam.step(c.gpu, update, &control, 0, flat);
         ps.extend(c.gpu.read_f32(&p)?);
         ms.extend(c.gpu.read_f32(&m)?);
         vs.extend(c.gpu.read_f32(&v)?);
@@ -94,7 +90,7 @@ pub(super) fn clip_case(c: &mut Case<'_>) -> Result<()> {
     let control = Control::new(c.gpu, &[1], u32::MAX);
     control.decide(c.gpu, &squares, &c.gpu.upload_f32(&[limit], [1]));
     for (name, t) in [("a", &a), ("b", &b)] {
-        adamw::clip(c.gpu, t, &control, 0);
+        clip(c.gpu, t, &control, 0);
         c.output(name, t)?;
     }
     let norm = c.gpu.read_f32(&squares)?[0].sqrt();
@@ -103,6 +99,6 @@ pub(super) fn clip_case(c: &mut Case<'_>) -> Result<()> {
 
 pub(super) fn soft_update_case(c: &mut Case<'_>) -> Result<()> {
     let (target, online) = (c.tensor("in/target")?, c.tensor("in/online")?);
-    adamw::soft_update(c.gpu, &target, &online, c.number("tau")? as f32);
+    soft_update(c.gpu, &target, &online, c.number("tau")? as f32);
     c.output("target", &target)
 }
