@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use super::choices::{ExpertVariant, MemoryPreset, Moments, PaligemmaVariant, Part, QAggregation, Remat};
 use super::error::ConfigError;
 use super::schedule::Schedule;
-use super::schema::{
-    Config, DimsOverride, ExpertVariant, MemoryPreset, Moments, Optimizer, PaligemmaVariant, Part, QAggregation, Remat,
-};
+use super::schema::{Config, DimsOverride, Optimizer};
 use crate::data::aloha::{ALOHA_DELTAS, ALOHA_DIM};
 use crate::data::transforms::mask;
 use crate::data::{CameraSpec, DataSpec, NormKind, Place, PromptSource};

@@ -1,5 +1,6 @@
 //! The defaults: the original's values where it has the field.
 
+use super::choices::*;
 use super::layers::Origins;
 use super::schema::*;
 use crate::data::{Boundary, EpisodeEnd, Parts, RewardMode};

@@ -2,7 +2,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `schema` | the sections and fields of [`Config`] |
+//! | `schema`, `choices` | the sections and fields of [`Config`], and the enums in them |
 //! | `defaults` | their defaults |
 //! | `names` | which keys exist, and which one is meant |
 //! | `shape` | what kind of value a type is written as |
@@ -27,6 +27,7 @@
 //!   output and always starts in the current folder.
 
 mod check;
+mod choices;
 mod convert;
 mod defaults;
 mod document;
@@ -50,6 +51,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::{Table, Value};
 
+pub use choices::*;
 use error::SET;
 pub use error::{ConfigError, Place};
 pub use foreign::{FOREIGN, Foreign};
