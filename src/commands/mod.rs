@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod bench_kernels;
+mod bench_kernels_show;
 mod bench_loader;
 mod bench_step;
 mod bench_step_show;
