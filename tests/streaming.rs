@@ -1,4 +1,4 @@
-//! Gigabytes of weights through little memory: imported, exported, loaded and saved piece by piece. Files from elsewhere are
+//! Gigabytes of weights through little memory: imported, exported, loaded, saved and gone on from piece by piece. Files from elsewhere are
 //! sparse, so that only what is written takes up the disk.
 
 mod checkpoint_support;
@@ -6,20 +6,21 @@ mod checkpoint_support;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use acrlpd::checkpoint::convert::{LowRank, Names, Target, convert};
-use acrlpd::checkpoint::{Weights, state};
+use acrlpd::checkpoint::{self, Weights, state};
 use acrlpd::config::Config;
 use acrlpd::data::{NormStats, Stats};
 use acrlpd::gpu::{DType, Gpu};
-use acrlpd::model::dims::Pi0Dims;
+use acrlpd::model::dims::{Pi0Dims, StackDims};
 use acrlpd::model::freeze::Freeze;
 use acrlpd::model::params::Room;
 use acrlpd::model::tables;
+use acrlpd::step::config::StepConfig;
 use acrlpd::step::learner::Learner;
 use acrlpd::train::handover::{Cut, Handover, Identity};
 use acrlpd::train::{recipe, snapshot};
@@ -176,23 +177,8 @@ fn three_gigabytes_are_imported_exported_and_loaded_in_pieces() {
     assert!(used < LITTLE, "{used} bytes were in memory");
 }
 
-#[test]
-fn gigabytes_of_state_are_saved_through_a_bounded_room() {
-    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    let gpu = Gpu::dry_cuda(90).expect("always there");
-    let config = Config::load_with("rl_fold_box", &[("model.dtype".into(), "float32".into())]).expect("a preset");
-    // Weights and their average of the whole model, moments of the expert.
-    let dims = Pi0Dims {
-        vocab: 32_768,
-        ..dims()
-    };
-    let step = acrlpd::step::config::StepConfig {
-        freeze: Freeze::default().room(Room::Vision).room(Room::Language),
-        dtype: DType::F32,
-        ..recipe::step_config(&config)
-    };
-    let learner = Learner::new(&gpu, step, dims, config.critic_dims()).expect("a learner");
-    let dir = tempfile::tempdir().expect("a folder");
+/// Saves a learner through `room` megabytes; the folder, and how long it took.
+fn save(learner: &Learner, config: &Config, dir: &Path, room: usize) -> (PathBuf, Duration) {
     let width = Stats {
         mean: vec![0.0; 2],
         std: vec![1.0; 2],
@@ -203,17 +189,31 @@ fn gigabytes_of_state_are_saved_through_a_bounded_room() {
         state: width.clone(),
         actions: width,
     };
-    let identity = Identity {
-        dir: dir.path(),
-        config: &config,
-        stats: &stats,
+    let stats = &stats;
+    let handover = Handover::begin(learner, &Identity { dir, config, stats }, 1, 0, Cut::new(room));
+    let saving = handover.expect("a device").finish().expect("a device");
+    saving.wait().expect("a disk")
+}
+
+#[test]
+fn gigabytes_of_state_are_saved_through_a_bounded_room() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let gpu = Gpu::dry_cuda(90).expect("always there");
+    let config = Config::load_with("rl_fold_box", &[("model.dtype".into(), "float32".into())]).expect("a preset");
+    // Weights and their average of the whole model, moments of the expert.
+    let dims = Pi0Dims {
+        vocab: 32_768,
+        ..dims()
     };
+    let step = StepConfig {
+        freeze: Freeze::default().room(Room::Vision).room(Room::Language),
+        dtype: DType::F32,
+        ..recipe::step_config(&config)
+    };
+    let learner = Learner::new(&gpu, step, dims, config.critic_dims()).expect("a learner");
+    let dir = tempfile::tempdir().expect("a folder");
     let room = 256;
-    let save = || {
-        let handover = Handover::begin(&learner, &identity, 1, 0, Cut::new(room)).expect("a device");
-        handover.finish().expect("a device").wait().expect("a disk")
-    };
-    let ((folder, took), used) = measured(save);
+    let ((folder, took), used) = measured(|| save(&learner, &config, dir.path(), room));
     let files: Vec<_> = fs::read_dir(&folder)
         .expect("a folder")
         .map(|e| e.expect("a file"))
@@ -225,7 +225,7 @@ fn gigabytes_of_state_are_saved_through_a_bounded_room() {
         .count();
     assert!(bytes > 2_500_000_000 && shards >= 2, "{bytes} bytes, {shards} shards");
     assert!(used < room * 1_000_000 + (300 << 20), "{used} bytes were in memory");
-    acrlpd::checkpoint::open(&folder)
+    checkpoint::open(&folder)
         .expect("a whole checkpoint")
         .tensors(state::PARAMS)
         .expect("parameters");
@@ -249,4 +249,51 @@ fn gigabytes_of_state_are_saved_through_a_bounded_room() {
         used as f64 / 1e6,
         plain.as_secs_f64()
     );
+}
+
+/// Weights, average and moments of a large prompt table, of which all rows or few learn, before and after.
+#[test]
+fn a_run_goes_on_without_its_prompt_table_in_memory() {
+    const LESS: usize = 200 << 20;
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let gpu = Gpu::dry_cuda(90).expect("always there");
+    let config = Config::load_with("rl_fold_box", &[("model.dtype".into(), "float32".into())]).expect("a preset");
+    let dims = Pi0Dims {
+        vocab: 1 << 16,
+        language: StackDims { width: 2048, mlp: 2048 },
+        ..dims()
+    };
+    let table = 4 * dims.vocab * dims.language.width;
+    assert!(table > 2 * LESS);
+    let learners = [Some(1000), None].map(|prompt_rows| {
+        let step = StepConfig {
+            // The table alone learns.
+            freeze: Freeze::default().names("*").names("!*embed_tokens*"),
+            dtype: DType::F32,
+            prompt_rows,
+            unused_on_host: false,
+            ..recipe::step_config(&config)
+        };
+        Learner::new(&gpu, step, dims.clone(), config.critic_dims()).expect("a learner")
+    });
+    let rows: Vec<u32> = (0..900).map(|i| (i * 7919) % (1 << 16)).collect();
+    for (from, learner) in ["few", "all"].into_iter().zip(&learners) {
+        assert!(learner.touch_only(&rows));
+        let dir = tempfile::tempdir().expect("a folder");
+        let (folder, _) = save(learner, &config, dir.path(), 256);
+        let saved = checkpoint::open(&folder).expect("a whole checkpoint");
+        for (to, learner) in ["few", "all"].into_iter().zip(&learners) {
+            let (restored, used) = measured(|| snapshot::restore(learner, &saved));
+            restored.expect("a device");
+            println!(
+                "{from} rows saved, {to} learn: at most {:.0} MB in memory",
+                used as f64 / 1e6
+            );
+            assert!(used < LESS, "{from} to {to}: {used} bytes were in memory");
+            let learning = learner.touched().map(|touched| touched.len());
+            // Nothing has moved where all rows were saved.
+            let wanted = if from == "few" { rows.len() } else { 0 };
+            assert!(learning.is_none_or(|n| n == wanted), "{learning:?}");
+        }
+    }
 }
