@@ -14,6 +14,7 @@
 use super::bind::{GemmaBlock, Norm};
 use super::stream::StreamGrad;
 use crate::gpu::{DType, Gpu, Tensor};
+use crate::ops::gemm::Sum;
 use crate::ops::rms_norm::{self, Modulation};
 use crate::ops::{gated_residual, geglu};
 
@@ -66,16 +67,18 @@ pub struct BlockTape {
     pub branches: Option<(Tensor, Tensor)>,
 }
 
-/// q | k | v before rotation. `columns` of the weight: all, or k | v alone for the last layer of a prefix.
-pub fn project(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, qkv: &Tensor) {
-    let normed = gpu.alloc(qkv.dtype(), x.shape());
-    rms_norm::forward(gpu, x, norms(p, time).0, &normed);
+/// q | k | v of the stream `x`, which is returned, before rotation: all, or k | v alone for the last layer of a prefix.
+pub fn project(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: Sum, qkv: &Tensor) -> Tensor {
+    let normed = gpu.alloc(qkv.dtype(), [qkv.dim(0), p.qkv.inputs()]);
+    let x = rms_norm::forward_sum(gpu, x, norms(p, time).0, &normed);
     let skip = p.qkv.outputs() - qkv.dim(1);
     p.qkv.outputs_from(skip).forward(gpu, &normed, None, qkv);
+    x
 }
 
-/// Everything behind attention: `y`, and what [`BlockTape`] keeps of it.
+/// Everything behind attention: the block's output, and what [`BlockTape`] keeps.
 pub struct Finished {
+    pub y: Sum,
     pub middle: Tensor,
     /// If asked for.
     pub gate_up: Option<Tensor>,
@@ -83,18 +86,15 @@ pub struct Finished {
 }
 
 /// `middle` from the input and attention's output.
-fn middle(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, o: &Tensor) -> (Tensor, Option<Tensor>) {
+fn middle(gpu: &Gpu, p: &GemmaBlock, time: Option<Modulated<'_>>, x: &Tensor, o: &Tensor) -> (Sum, Option<Tensor>) {
     let out = gpu.alloc(x.dtype(), x.shape());
     match time {
-        None => {
-            p.out.forward(gpu, o, Some(x), &out);
-            (out, None)
-        }
+        None => (p.out.forward_sum(gpu, o, Some(x), &out), None),
         Some(t) => {
             let branch = gpu.alloc(o.dtype(), x.shape());
             p.out.forward(gpu, o, None, &branch);
             gated_residual::forward(gpu, x, &branch, &t.block.norm1, t.groups, &out);
-            (out, Some(branch))
+            (Sum::from(&out), Some(branch))
         }
     }
 }
@@ -124,22 +124,21 @@ pub fn finish(
     let (middle, branch1) = middle(gpu, p, time, x, o);
     let kept = keep_gate_up.then(|| gate_up_rows(gpu, p, o));
     let act = gpu.alloc(o.dtype(), [x.dim(0), p.down.inputs()]);
-    let normed = normed2(gpu, p, time, &middle, o.dtype());
+    let normed = gpu.alloc(o.dtype(), x.shape());
+    let middle = rms_norm::forward_sum(gpu, middle, norms(p, time).1, &normed);
     p.gate_up.gated(gpu, &normed, kept.as_ref(), &act);
     drop(normed);
-    let branches = match (time, branch1) {
+    let (y, branches) = match (time, branch1) {
         (Some(t), Some(branch1)) => {
             let branch2 = gpu.alloc(o.dtype(), x.shape());
             p.down.forward(gpu, &act, None, &branch2);
             gated_residual::forward(gpu, &middle, &branch2, &t.block.norm2, t.groups, y);
-            Some((branch1, branch2))
+            (Sum::from(y), Some((branch1, branch2)))
         }
-        _ => {
-            p.down.forward(gpu, &act, Some(&middle), y);
-            None
-        }
+        _ => (p.down.forward_sum(gpu, &act, Some(&middle), y), None),
     };
     Finished {
+        y,
         middle,
         gate_up: kept,
         branches,
@@ -160,7 +159,7 @@ impl BlockTape {
             if let (Some(branch1), Some((kept, _))) = (branch1, &mut self.branches) {
                 *kept = branch1;
             }
-            self.middle = Some(middle);
+            self.middle = Some(middle.whole(gpu));
         }
     }
 
@@ -268,9 +267,9 @@ pub fn backward_out(
     let gate_up = rows(tape.gate_up.as_ref().unwrap_or(&g.dgate_up));
     geglu::backward(gpu, &gate_up, &dact, &dgate_up, None);
     let (dnormed2, dmiddle) = (rows(&g.dnormed2), g.dmiddle.rows(range.clone()));
-    p.gate_up.backward(gpu, &dgate_up, &dnormed2);
-    rms_norm::backward(
+    rms_norm::backward_sum(
         gpu,
+        p.gate_up.backward_sum(gpu, &dgate_up, &dnormed2),
         rms_norm::Backward {
             x: &rows(tape.middle()),
             modulation: norms(p, time).1,
@@ -299,9 +298,9 @@ pub fn backward_in(
     let groups = time.map(|t| t.groups.rows(range.clone()));
     let time = time.zip(groups.as_ref()).map(|(t, groups)| Modulated { groups, ..t });
     let dnormed1 = rows(&g.dnormed1);
-    p.qkv.backward(gpu, &rows(&g.dqkv), &dnormed1);
-    rms_norm::backward(
+    rms_norm::backward_sum(
         gpu,
+        p.qkv.backward_sum(gpu, &rows(&g.dqkv), &dnormed1),
         rms_norm::Backward {
             x: &rows(&tape.x),
             modulation: norms(p, time).0,

@@ -176,7 +176,7 @@ pub fn forward(
                 gate_up: done.gate_up,
                 branches: None,
             };
-            (y, tape)
+            (done.y.whole(gpu), tape)
         };
         // Where nothing of the prefix learns, backward goes through the state's rows alone.
         let keep_prefix = keep.filter(|_| reach.prefix(l)).or(Some(Remat::Full));
@@ -267,9 +267,9 @@ fn attend(
     let (heads, r) = (net.heads(), layout.rows);
     let m = r + layout.states;
     let qkv = gpu.alloc(net.dtype, [m, heads.fused()]);
-    gemma::project(gpu, &net.params.language[layer], None, x, &qkv.rows(0..r));
+    gemma::project(gpu, &net.params.language[layer], None, x.into(), &qkv.rows(0..r));
     if let Some(s) = s {
-        gemma::project(gpu, &net.params.expert[layer], None, s, &qkv.rows(r..m));
+        gemma::project(gpu, &net.params.expert[layer], None, s.into(), &qkv.rows(r..m));
     }
     let (o, lse) = (gpu.alloc(net.dtype, [m, heads.q_width()]), gpu.f32([m, heads.q]));
     let lines = Cache {
@@ -288,9 +288,9 @@ fn keys_of_last(gpu: &Gpu, net: &Net<'_>, layout: &PrefixLayout, x: &Tensor, s: 
     let m = r + layout.states;
     let last = net.dims.depth - 1;
     let kv = gpu.alloc(net.dtype, [m, heads.fused()]);
-    gemma::project(gpu, &net.params.language[last], None, x, &kv.rows(0..r));
+    gemma::project(gpu, &net.params.language[last], None, x.into(), &kv.rows(0..r));
     if let Some(s) = s {
-        gemma::project(gpu, &net.params.expert[last], None, s, &kv.rows(r..m));
+        gemma::project(gpu, &net.params.expert[last], None, s.into(), &kv.rows(r..m));
     }
     let lines = Cache {
         kv: cache,

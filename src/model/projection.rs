@@ -12,7 +12,7 @@
 
 use super::dims::Lora;
 use crate::gpu::{Gpu, Tensor};
-use crate::ops::gemm::{self, Mat};
+use crate::ops::gemm::{self, Mat, Sum};
 use crate::ops::{geglu, head_sum};
 
 /// A weight `[out, in]` and what is added to it.
@@ -117,16 +117,22 @@ impl Projection {
 
     /// `y = x Wᵀ + s (x Aᵀ) Bᵀ (+ residual)`
     pub fn forward(&self, gpu: &Gpu, x: &Tensor, residual: Option<&Tensor>, y: &Tensor) {
+        let _ = self.forward_sum(gpu, x, residual, y).whole(gpu);
+    }
+
+    /// [`Projection::forward`], for who can add up its parts.
+    pub fn forward_sum(&self, gpu: &Gpu, x: &Tensor, residual: Option<&Tensor>, y: &Tensor) -> Sum {
         let mut product = gemm::nt(x, &self.weight);
         if let Some(residual) = residual {
             product = product.residual(residual);
         }
         let Some(adapter) = &self.adapter else {
-            return product.to(gpu, y);
+            return product.sum_to(gpu, y);
         };
         let small = gemm::nt(adapter.columns(&adapter.down(gpu, x)), &adapter.b());
         small.scale(adapter.scale).named("lora").to(gpu, adapter.columns(y));
         product.add_to(gpu, y);
+        Sum::from(y)
     }
 
     /// `act = gelu(gate) · up` of a projection to gate | up; these in `kept`, if it is there.
@@ -146,13 +152,19 @@ impl Projection {
 
     /// `dx = dy W + s (dy B) A`
     pub fn backward(&self, gpu: &Gpu, dy: &Tensor, dx: &Tensor) {
+        let _ = self.backward_sum(gpu, dy, dx).whole(gpu);
+    }
+
+    /// [`Projection::backward`], for who can add up its parts.
+    pub fn backward_sum(&self, gpu: &Gpu, dy: &Tensor, dx: &Tensor) -> Sum {
         let product = gemm::nn(dy, &self.weight);
         let Some(adapter) = &self.adapter else {
-            return product.to(gpu, dx);
+            return product.sum_to(gpu, dx);
         };
         let du = adapter.backward_down(gpu, dy);
         gemm::nn(&du, &adapter.a).named("lora").to(gpu, dx);
         product.add_to(gpu, dx);
+        Sum::from(dx)
     }
 
     /// Does anything of these gradients learn?

@@ -16,7 +16,7 @@ use super::prefix::Net;
 use super::remat::Remat;
 use crate::gpu::{Gpu, Tensor};
 use crate::ops::attention::{Attention, Columns, Keys, Plan, Sequence};
-use crate::ops::gemm::{self, Act, Mat, RowMap};
+use crate::ops::gemm::{self, Act, Mat, RowMap, Sum};
 use crate::ops::rms_norm::{self, Modulation};
 use crate::ops::rope;
 
@@ -151,7 +151,9 @@ pub fn forward(
 ) -> Option<Tape> {
     let heads = net.dims.attention();
     let time = TimeView::new(times, row_times);
-    let (mut h, a, pre) = embed(gpu, net, x, &time, keep.is_some());
+    let (tokens, a, pre) = embed(gpu, net, x, &time, keep.is_some());
+    // A layer's output may lie in parts, which the norm of the next adds up.
+    let mut h = Sum::from(&tokens);
     let mut layers = Vec::new();
     for (l, (block, cache)) in net.params.expert.iter().zip(cache).enumerate() {
         let modulation = time.block(l);
@@ -164,16 +166,16 @@ pub fn forward(
             gpu.alloc(net.dtype, [rows.len, heads.q_width()]),
             gpu.f32([rows.len, heads.q]),
         );
-        gemma::project(gpu, block, modulated, &h, &qkv);
+        let input = gemma::project(gpu, block, modulated, h, &qkv);
         rope::forward(gpu, heads, net.rope, &rows.positions, &qkv, None);
         let (keys, own) = (Keys::cache(cache, heads), Keys::fused(&qkv, heads));
         let kept = keep.map(|_| &lse);
         Attention::new(heads).forward(gpu, &rows.plan, Columns::all(&qkv), keys, Some(own), &o, kept);
-        let y = gpu.alloc(net.residual, h.shape());
-        let done = gemma::finish(gpu, block, modulated, &h, &o, &y, keep == Some(Remat::None));
+        let y = gpu.alloc(net.residual, input.shape());
+        let done = gemma::finish(gpu, block, modulated, &input, &o, &y, keep == Some(Remat::None));
         if let Some(keep) = keep {
             layers.push(BlockTape {
-                x: h,
+                x: input,
                 qkv,
                 o,
                 lse,
@@ -182,8 +184,9 @@ pub fn forward(
                 branches: done.branches,
             });
         }
-        h = y;
+        h = done.y;
     }
+    let h = h.whole(gpu);
     head(gpu, net, x, &h, &time, output);
     keep?;
     Some(Tape {

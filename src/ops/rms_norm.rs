@@ -14,6 +14,10 @@
 //!
 //! Cost: memory bound; forward reads x and writes y, backward reads x, dy (and a residual) and writes dx.
 
+mod sum;
+
+pub use sum::{backward_sum, forward_sum};
+
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
@@ -104,43 +108,77 @@ pub fn backward(gpu: &Gpu, b: Backward<'_>) {
     let [m, d] = *b.x.shape() else {
         panic!("x is [M, D], not {:?}", b.x)
     };
-    let around = b.around.unwrap_or(b.dy);
-    let rounded = b.rounded.unwrap_or(b.dx);
-    let y = b.y.unwrap_or(b.dx);
-    let rstd = b.rstd.unwrap_or(b.dx);
-    let table = b.modulation.table();
-    let tensors = [b.x, table, b.dy, around, b.dx, rounded, y];
+    let b = b.filled();
+    let tensors = [b.x, b.table, b.dy, b.around, b.dx, b.rounded, b.y];
     let lanes = Lanes::pick(gpu, &[d], &tensors);
     let layout = RowLayout::of_lanes(gpu, d, lanes);
-    let parts = BackwardParts {
-        around: b.around.is_some(),
-        rounded: b.rounded.is_some(),
-        y: b.y.is_some(),
-        rstd: b.rstd.is_some(),
-    };
-    let moved: u64 = [Some(b.x), Some(b.dy), b.around, Some(b.dx), b.rounded, b.y]
-        .into_iter()
-        .flatten()
-        .map(|t| t.bytes())
-        .sum();
     launch!(
         gpu,
-        Cost::moving("rms_norm_backward", moved),
+        Cost::moving("rms_norm_backward", b.moved),
         rms_norm_backward,
         layout.count(gpu, m),
         layout.dim(),
-        [b.x, table, b.modulation.groups(), b.dy, around, b.dx, rounded, y, rstd],
+        [b.x, b.table, b.groups, b.dy, b.around, b.dx, b.rounded, b.y, b.rstd],
         (
             m,
             d,
             layout,
-            b.modulation.adaptive(),
-            parts,
+            b.adaptive,
+            b.parts,
             lanes,
             lanes.types(tensors),
             lanes.sizes()
         ),
     );
+}
+
+/// Operands of [`backward`] as its kernels have them, with stand-ins that they do not touch.
+struct Filled<'a> {
+    x: &'a Tensor,
+    table: &'a Tensor,
+    groups: &'a Tensor,
+    dy: &'a Tensor,
+    around: &'a Tensor,
+    dx: &'a Tensor,
+    rounded: &'a Tensor,
+    y: &'a Tensor,
+    rstd: &'a Tensor,
+    adaptive: bool,
+    parts: BackwardParts,
+    /// Bytes read and written.
+    moved: u64,
+}
+
+impl<'a> Backward<'a> {
+    fn filled(&self) -> Filled<'a> {
+        let moved = [
+            Some(self.x),
+            Some(self.dy),
+            self.around,
+            Some(self.dx),
+            self.rounded,
+            self.y,
+        ];
+        Filled {
+            x: self.x,
+            table: self.modulation.table(),
+            groups: self.modulation.groups(),
+            dy: self.dy,
+            around: self.around.unwrap_or(self.dy),
+            dx: self.dx,
+            rounded: self.rounded.unwrap_or(self.dx),
+            y: self.y.unwrap_or(self.dx),
+            rstd: self.rstd.unwrap_or(self.dx),
+            adaptive: self.modulation.adaptive(),
+            parts: BackwardParts {
+                around: self.around.is_some(),
+                rounded: self.rounded.is_some(),
+                y: self.y.is_some(),
+                rstd: self.rstd.is_some(),
+            },
+            moved: moved.into_iter().flatten().map(Tensor::bytes).sum(),
+        }
+    }
 }
 
 /// `dw [D] += Σ_rows dy x̂`, from the `rstd` that [`backward`] left.
@@ -219,9 +257,27 @@ fn rms_norm_forward<X: Numeric, T: Numeric, Y: Numeric, W: Size, N: Size>(
     #[define(W, N)] _sizes: [usize; 2],
 ) {
     let (row, unit) = row_of_unit(layout);
+    forward_row::<X, T, Y, W, N>(x, table, groups, y, row, unit, m, d * 1, layout, adaptive, lanes);
+}
+
+/// One row of [`forward`], of which `unit` is one of a team.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn forward_row<X: Numeric, T: Numeric, Y: Numeric, W: Size, N: Size>(
+    x: &View<Vector<X, W>>,
+    table: &View<Vector<T, W>>,
+    groups: &View<u32>,
+    y: &mut View<Vector<Y, W>>,
+    row: usize,
+    unit: usize,
+    m: usize,
+    d: usize,
+    #[comptime] layout: RowLayout,
+    #[comptime] adaptive: bool,
+    #[comptime] lanes: Lanes,
+) {
     // Rows beyond the end take part in the sums and store nothing.
     let safe = min(row, m - 1);
-    let d = d * 1;
     let x_at = x.start() + safe * d;
     let y_at = y.start() + safe * d;
     let w_at = scale_start::<T, W>(table, groups, safe, d, adaptive);
@@ -276,8 +332,60 @@ fn rms_norm_backward<
     #[define(W, N)] _sizes: [usize; 2],
 ) {
     let (row, unit) = row_of_unit(layout);
+    backward_row::<X, T, DY, R, DX, DR, Y, W, N>(
+        x,
+        table,
+        groups,
+        dy,
+        around,
+        dx,
+        rounded,
+        y,
+        rstd,
+        row,
+        unit,
+        m,
+        d * 1,
+        layout,
+        adaptive,
+        parts,
+        lanes,
+    );
+}
+
+/// One row of [`backward`], of which `unit` is one of a team.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn backward_row<
+    X: Numeric,
+    T: Numeric,
+    DY: Numeric,
+    R: Numeric,
+    DX: Numeric,
+    DR: Numeric,
+    Y: Numeric,
+    W: Size,
+    N: Size,
+>(
+    x: &View<Vector<X, W>>,
+    table: &View<Vector<T, W>>,
+    groups: &View<u32>,
+    dy: &View<Vector<DY, W>>,
+    around: &View<Vector<R, W>>,
+    dx: &mut View<Vector<DX, W>>,
+    rounded: &mut View<Vector<DR, W>>,
+    y: &mut View<Vector<Y, W>>,
+    rstd: &mut View<f32>,
+    row: usize,
+    unit: usize,
+    m: usize,
+    d: usize,
+    #[comptime] layout: RowLayout,
+    #[comptime] adaptive: bool,
+    #[comptime] parts: BackwardParts,
+    #[comptime] lanes: Lanes,
+) {
     let safe = min(row, m - 1);
-    let d = d * 1;
     let x_at = x.start() + safe * d;
     let dy_at = dy.start() + safe * d;
     let w_at = scale_start::<T, W>(table, groups, safe, d, adaptive);

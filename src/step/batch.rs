@@ -135,7 +135,7 @@ impl Observations {
         let pick = |i: &usize| i * area..(i + 1) * area;
         match &self.pictures {
             Pictures::Floats(values) => {
-                let kept: Vec<f32> = wanted.iter().flat_map(|i| values[pick(i)].to_vec()).collect();
+                let kept = joined(wanted.iter().map(|i| &values[pick(i)]));
                 gpu.upload_f32(&kept, shape)
             }
             Pictures::Bytes {
@@ -143,7 +143,7 @@ impl Observations {
                 jitters,
                 augmentations,
             } => {
-                let kept: Vec<u8> = wanted.iter().flat_map(|i| bytes[pick(i)].to_vec()).collect();
+                let kept = joined(wanted.iter().map(|i| &bytes[pick(i)]));
                 let jitters = jitters.as_ref().map(|j| {
                     let kept: Vec<Jitter> = wanted.iter().map(|&i| j[i]).collect();
                     image::upload(gpu, &kept)
@@ -172,7 +172,10 @@ impl Observations {
 
 /// Rows `keep` of a host matrix with rows of `width` elements.
 pub(super) fn pick_rows(values: &[f32], width: usize, keep: &[usize]) -> Vec<f32> {
-    keep.iter()
-        .flat_map(|&r| values[r * width..(r + 1) * width].to_vec())
-        .collect()
+    joined(keep.iter().map(|&r| &values[r * width..(r + 1) * width]))
+}
+
+/// One piece after the other, copied as a whole: of pictures these are tens of megabytes a step.
+fn joined<'a, T: Copy + 'a>(pieces: impl Iterator<Item = &'a [T]>) -> Vec<T> {
+    pieces.collect::<Vec<_>>().concat()
 }

@@ -35,7 +35,9 @@ impl Gemm {
         if kernel == Kernel::Wgmma {
             let config = self.config(gpu.caps(), c, accumulate);
             let call = Call::new(&self, c, [m, f, k], config);
-            return wgmma::launch_wgmma(gpu, self.cost([m, 2 * f, k], c, accumulate), &call);
+            let parts = wgmma::launch_wgmma(gpu, self.cost([m, 2 * f, k], c, accumulate), &call);
+            assert!(parts.is_none(), "gated products are not cut along k");
+            return;
         }
         let both = match self.pre.take() {
             Some(pre) => pre.tensor.view([m, 2 * f]),

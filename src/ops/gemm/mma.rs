@@ -3,9 +3,9 @@
 
 use cubecl::prelude::CubeCount;
 
+use super::Call;
 use super::cuda::{self, Tiling};
-use super::{Call, reduce};
-use crate::gpu::{Cost, Gpu, RawKernel, Source};
+use crate::gpu::{Cost, Gpu, RawKernel, Source, Tensor};
 
 const SOURCE: &str = concat!(
     include_str!("../../../shaders/cuda/include/gemm.cuh"),
@@ -22,7 +22,8 @@ pub(super) const SHARED_BYTES: usize = 64 << 10;
 /// Fewest steps of a part of k: below, the sum of the parts costs what the cut saves.
 const LEAST_STEPS: usize = 32;
 
-pub(super) fn launch_mma(gpu: &Gpu, cost: Cost, call: &Call<'_>) {
+/// Writes C, or the parts of a product that is cut along k and returns these.
+pub(super) fn launch_mma(gpu: &Gpu, cost: Cost, call: &Call<'_>) -> Option<Tensor> {
     let tiling = Tiling {
         rows: SIDE,
         columns: SIDE,
@@ -31,12 +32,13 @@ pub(super) fn launch_mma(gpu: &Gpu, cost: Cost, call: &Call<'_>) {
     }
     .split(call, cuda::processors(gpu.caps()), LEAST_STEPS);
     if tiling.splits == 1 {
-        return launch(gpu, cost, call, &tiling);
+        launch(gpu, cost, call, &tiling);
+        return None;
     }
     let [m, n, _] = call.grid;
     let parts = gpu.f32([tiling.splits, m, n]);
     launch(gpu, cost, &call.sums(&parts), &tiling);
-    reduce::launch_reduce(gpu, &parts, call);
+    Some(parts)
 }
 
 fn launch(gpu: &Gpu, cost: Cost, call: &Call<'_>, tiling: &Tiling) {

@@ -30,6 +30,7 @@ mod plane;
 mod portable;
 mod reduce;
 mod split;
+mod sum;
 #[cfg(test)]
 mod tests;
 mod tiled;
@@ -39,6 +40,8 @@ mod wgpu_tests;
 mod wgsl;
 
 pub use mat::Mat;
+pub(crate) use sum::Parts;
+pub use sum::Sum;
 
 use call::{Call, Sizes};
 
@@ -293,6 +296,13 @@ impl Gemm {
         if self.gated {
             return self.run_gated(gpu, &c, accumulate);
         }
+        if let Some(sums) = self.launch(gpu, &c, accumulate) {
+            self.finish(gpu, &sums, &c, accumulate);
+        }
+    }
+
+    /// m, n and k.
+    fn sizes(&self, c: &Mat) -> [usize; 3] {
         let (m, k) = if self.a_transposed {
             (self.a.cols, self.a.rows)
         } else {
@@ -309,26 +319,38 @@ impl Gemm {
                 || (k == k_b && (c.rows, c.cols) == (m, n) && self.a.batch == batch && self.b.batch == batch),
             "shapes do not fit: {self:?} into {c:?}"
         );
-        if c.rows * c.cols * batch == 0 {
-            return;
-        }
-        if self.split_over_binding_limit(gpu, &c, accumulate) {
-            return;
+        [m, n, k]
+    }
+
+    /// The product, or, where the device cuts it along k, the sums of its parts `[splits, m, n]` f32, which are all that has
+    /// been written then.
+    fn launch(&self, gpu: &Gpu, c: &Mat, accumulate: bool) -> Option<Tensor> {
+        let sizes = self.sizes(c);
+        if c.rows * c.cols * c.batch == 0 || self.split_over_binding_limit(gpu, c, accumulate) {
+            return None;
         }
         let caps = gpu.caps();
-        let kernel = self.kernel.unwrap_or_else(|| Kernel::pick(caps, &self, &c));
-        let config = self.config(caps, &c, accumulate);
-        let cost = self.cost([m, n, k], &c, accumulate);
-        let call = Call::new(&self, &c, [m, n, k], config);
+        let kernel = self.kernel.unwrap_or_else(|| Kernel::pick(caps, self, c));
+        let config = self.config(caps, c, accumulate);
+        let cost = self.cost(sizes, c, accumulate);
+        let call = Call::new(self, c, sizes, config);
         match kernel {
-            Kernel::Wgmma => wgmma::launch_wgmma(gpu, cost, &call),
-            Kernel::Mma => mma::launch_mma(gpu, cost, &call),
+            Kernel::Wgmma => return wgmma::launch_wgmma(gpu, cost, &call),
+            Kernel::Mma => return mma::launch_mma(gpu, cost, &call),
             Kernel::Plane => plane::launch_plane(gpu, cost, &call),
             Kernel::Cooperative => cooperative::launch_cooperative(gpu, cost, &call),
             Kernel::Blocked => blocked::launch_blocked(gpu, cost, &call),
             Kernel::Tiled => tiled::launch_tiled(gpu, cost, &call),
             Kernel::Portable => portable::launch_portable(gpu, cost, &call),
         }
+        None
+    }
+
+    /// Adds up the parts of a product and applies its epilogue.
+    fn finish(&self, gpu: &Gpu, sums: &Tensor, c: &Mat, accumulate: bool) {
+        let config = self.config(gpu.caps(), c, accumulate);
+        let call = Call::new(self, c, [c.rows, c.cols, 0], config);
+        reduce::launch_reduce(gpu, sums, &call);
     }
 
     /// Rows and columns of the launch, and how many matrices.

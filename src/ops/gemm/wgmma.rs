@@ -4,8 +4,8 @@
 use cubecl::prelude::CubeCount;
 
 use super::cuda::{self, Tiling};
-use super::{Call, Gemm, Mat, reduce};
-use crate::gpu::{Cost, Gpu, RawKernel, Source, TensorMap};
+use super::{Call, Gemm, Mat};
+use crate::gpu::{Cost, Gpu, RawKernel, Source, Tensor, TensorMap};
 
 const SOURCE: &str = concat!(
     include_str!("../../../shaders/cuda/include/gemm.cuh"),
@@ -54,15 +54,17 @@ fn tiling(call: &Call<'_>, processors: usize) -> Tiling {
     tiling.split(call, processors, LEAST_STEPS)
 }
 
-pub(super) fn launch_wgmma(gpu: &Gpu, cost: Cost, call: &Call<'_>) {
+/// Writes C, or the parts of a product that is cut along k and returns these.
+pub(super) fn launch_wgmma(gpu: &Gpu, cost: Cost, call: &Call<'_>) -> Option<Tensor> {
     let tiling = tiling(call, cuda::processors(gpu.caps()));
     if tiling.splits == 1 {
-        return launch(gpu, cost, call, &tiling);
+        launch(gpu, cost, call, &tiling);
+        return None;
     }
     let [m, n, _] = call.grid;
     let parts = gpu.f32([tiling.splits, m, n]);
     launch(gpu, cost, &call.sums(&parts), &tiling);
-    reduce::launch_reduce(gpu, &parts, call);
+    Some(parts)
 }
 
 fn launch(gpu: &Gpu, cost: Cost, call: &Call<'_>, tiling: &Tiling) {
