@@ -3,47 +3,48 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::registers::{load_head, peek_shared, publish, store_head};
+use super::parts::{KeyColumns, QueryColumns, Run, SEQUENCE, keys_at, queries_at};
+use super::registers::{load_head, load_key, peek_shared, publish, store_head};
 use super::{Form, LOWEST, QUERIES};
 use crate::gpu::launch::View;
 
+/// What a unit knows of its queries.
+#[derive(CubeType)]
+struct Running {
+    q: Array<f32>,
+    /// The largest score so far.
+    top: Array<f32>,
+    /// Sums of `exp(score - top)`, and of the values that they weigh.
+    sum: Array<f32>,
+    acc: Array<f32>,
+}
+
 /// One run of keys against the queries of all units: the running softmax.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn attend<K: Numeric>(
     keys: &View<K>,
-    row0: usize,
-    rows: usize,
-    ld: usize,
-    k_col: usize,
-    v_col: usize,
-    q: &Array<f32>,
-    acc: &mut Array<f32>,
-    top: &mut Array<f32>,
-    sum: &mut Array<f32>,
+    of: &Run,
+    r: &mut Running,
     shared: &mut SharedMemory<f32>,
     #[comptime] form: Form,
     #[comptime] wide: bool,
 ) {
-    let dim = comptime!(form.dim);
+    let dim = comptime!(form.heads.dim);
     let units = comptime!(form.units);
-    let unit = UNIT_POS as usize;
-    let base = keys.start();
+    let rows = of.k.count;
     let mut tile = Array::<f32>::new(comptime!(2 * dim));
     let blocks = rows.div_ceil(units);
     for block in 0..blocks {
         let k0 = block * units;
-        let line = base + (row0 + min(k0 + unit, rows - 1)) * ld;
-        load_head::<K>(keys, line + k_col, &mut tile, 1.0, 0usize, dim, wide);
-        load_head::<K>(keys, line + v_col, &mut tile, 1.0, dim, dim, wide);
+        load_key::<K>(keys, of, k0 + UNIT_POS as usize, &mut tile, dim, wide);
         publish(&tile, shared, comptime!(2 * dim), form);
         if comptime!(form.plane) {
-            attend_block(&tile, k0, rows, q, acc, top, sum, form);
+            attend_block(&tile, k0, rows, r, form);
         } else {
             let mut key = Array::<f32>::new(comptime!(2 * dim));
             for j in 0..min(units, rows - k0) {
                 peek_shared(shared, &mut key, j, comptime!(2 * dim));
-                attend_key(&key, q, acc, top, sum, form);
+                attend_key(&key, r, dim);
             }
         }
     }
@@ -51,18 +52,8 @@ fn attend<K: Numeric>(
 
 /// A plane of keys at once: one change of the running maximum for all of them.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn attend_block(
-    tile: &Array<f32>,
-    k0: usize,
-    rows: usize,
-    q: &Array<f32>,
-    acc: &mut Array<f32>,
-    top: &mut Array<f32>,
-    sum: &mut Array<f32>,
-    #[comptime] form: Form,
-) {
-    let dim = comptime!(form.dim);
+fn attend_block(tile: &Array<f32>, k0: usize, rows: usize, r: &mut Running, #[comptime] form: Form) {
+    let dim = comptime!(form.heads.dim);
     let units = comptime!(form.units);
     let mut score = Array::<f32>::new(comptime!(QUERIES * units));
     #[unroll]
@@ -76,7 +67,7 @@ fn attend_block(
             let x = plane_broadcast(tile[i], comptime!(j as u32));
             #[unroll]
             for t in 0..QUERIES {
-                score[comptime!(t * units + j)] = fma(q[comptime!(t * dim + i)], x, score[comptime!(t * units + j)]);
+                score[comptime!(t * units + j)] = fma(r.q[comptime!(t * dim + i)], x, score[comptime!(t * units + j)]);
             }
         }
         #[unroll]
@@ -86,24 +77,24 @@ fn attend_block(
     }
     #[unroll]
     for t in 0..QUERIES {
-        let mut largest = top[t];
+        let mut largest = r.top[t];
         #[unroll]
         for j in 0..units {
             largest = max(largest, score[comptime!(t * units + j)]);
         }
-        let shrink = f32::exp(top[t] - largest);
-        top[t] = largest;
-        let mut total = sum[t] * shrink;
+        let shrink = f32::exp(r.top[t] - largest);
+        r.top[t] = largest;
+        let mut total = r.sum[t] * shrink;
         #[unroll]
         for j in 0..units {
             let p = f32::exp(score[comptime!(t * units + j)] - largest);
             score[comptime!(t * units + j)] = p;
             total += p;
         }
-        sum[t] = total;
+        r.sum[t] = total;
         #[unroll]
         for i in 0..dim {
-            acc[comptime!(t * dim + i)] *= shrink;
+            r.acc[comptime!(t * dim + i)] = r.acc[comptime!(t * dim + i)] * shrink;
         }
     }
     #[unroll]
@@ -113,7 +104,7 @@ fn attend_block(
             let x = plane_broadcast(tile[comptime!(dim + i)], comptime!(j as u32));
             #[unroll]
             for t in 0..QUERIES {
-                acc[comptime!(t * dim + i)] = fma(score[comptime!(t * units + j)], x, acc[comptime!(t * dim + i)]);
+                r.acc[comptime!(t * dim + i)] = fma(score[comptime!(t * units + j)], x, r.acc[comptime!(t * dim + i)]);
             }
         }
     }
@@ -121,30 +112,22 @@ fn attend_block(
 
 /// One key (its k, then its v).
 #[cube]
-fn attend_key(
-    key: &Array<f32>,
-    q: &Array<f32>,
-    acc: &mut Array<f32>,
-    top: &mut Array<f32>,
-    sum: &mut Array<f32>,
-    #[comptime] form: Form,
-) {
-    let dim = comptime!(form.dim);
+fn attend_key(key: &Array<f32>, r: &mut Running, #[comptime] dim: usize) {
     #[unroll]
     for t in 0..QUERIES {
         let mut s = 0.0f32;
         #[unroll]
         for i in 0..dim {
-            s = fma(q[comptime!(t * dim + i)], key[i], s);
+            s = fma(r.q[comptime!(t * dim + i)], key[i], s);
         }
-        let largest = max(top[t], s);
-        let shrink = f32::exp(top[t] - largest);
+        let largest = max(r.top[t], s);
+        let shrink = f32::exp(r.top[t] - largest);
         let p = f32::exp(s - largest);
-        top[t] = largest;
-        sum[t] = sum[t] * shrink + p;
+        r.top[t] = largest;
+        r.sum[t] = r.sum[t] * shrink + p;
         #[unroll]
         for i in 0..dim {
-            acc[comptime!(t * dim + i)] = fma(p, key[comptime!(dim + i)], acc[comptime!(t * dim + i)] * shrink);
+            r.acc[comptime!(t * dim + i)] = fma(p, key[comptime!(dim + i)], r.acc[comptime!(t * dim + i)] * shrink);
         }
     }
 }
@@ -158,88 +141,55 @@ pub(super) fn flash_forward<Q: Numeric, K: Numeric, W: Numeric, O: Numeric>(
     plan: &View<u32>,
     o: &mut View<O>,
     lse: &mut View<f32>,
-    q_ld: usize,
-    q_col: usize,
-    k_ld: usize,
-    k_col: usize,
-    v_col: usize,
-    own_ld: usize,
-    own_k_col: usize,
-    own_v_col: usize,
+    q_places: QueryColumns,
+    key_places: KeyColumns,
+    own_places: KeyColumns,
     scale: f32,
     #[comptime] form: Form,
     #[define(Q, K, W, O)] _types: [StorageType; 4],
 ) {
-    let dim = comptime!(form.dim);
+    let heads = comptime!(form.heads);
+    let dim = comptime!(heads.dim);
     let units = comptime!(form.units);
-    let group = comptime!(form.group);
-    let entry = CUBE_POS_Y as usize * 6;
-    let kv_head = CUBE_POS_Z as usize;
-    let q_row0 = plan.get(entry) as usize;
-    let queries = plan.get(entry + 1) as usize * group;
-    let first = CUBE_POS_X as usize * comptime!(units * QUERIES) + UNIT_POS as usize;
+    let entry = CUBE_POS_Y as usize * SEQUENCE;
+    let queries = queries_at(plan, entry, heads);
+    let first = CUBE_POS_X as usize * comptime!(units * QUERIES);
     let mut shared = SharedMemory::<f32>::new(comptime!(if form.plane { 1 } else { 2 * units * dim }));
     // Uniform over the workgroup: the whole block lies beyond the queries of a shorter sequence.
-    if CUBE_POS_X as usize * comptime!(units * QUERIES) < queries {
-        let mut qv = Array::<f32>::new(comptime!(QUERIES * dim));
-        let mut acc = Array::<f32>::new(comptime!(QUERIES * dim));
-        let mut top = Array::<f32>::new(QUERIES);
-        let mut sum = Array::<f32>::new(QUERIES);
+    if first < queries.count {
+        let mut r = Running {
+            q: Array::<f32>::new(comptime!(QUERIES * dim)),
+            top: Array::<f32>::new(QUERIES),
+            sum: Array::<f32>::new(QUERIES),
+            acc: Array::<f32>::new(comptime!(QUERIES * dim)),
+        };
+        let of_q = queries.columns::<Q>(q, &q_places, first);
         #[unroll]
         for t in 0..QUERIES {
-            let query = min(first + comptime!(t * units), queries - 1);
-            let head = kv_head * group + query % group;
-            let at = q.start() + (q_row0 + query / group) * q_ld + q_col + head * dim;
-            load_head::<Q>(q, at, &mut qv, scale, comptime!(t * dim), dim, form.wide_q);
-            top[t] = LOWEST;
-            sum[t] = 0.0;
+            let at = of_q.at(UNIT_POS as usize + comptime!(t * units));
+            load_head::<Q>(q, at, &mut r.q, scale, comptime!(t * dim), dim, form.wide_q);
+            r.top[t] = LOWEST;
+            r.sum[t] = 0.0;
             #[unroll]
             for i in 0..dim {
-                acc[comptime!(t * dim + i)] = 0.0;
+                r.acc[comptime!(t * dim + i)] = 0.0;
             }
         }
-        attend::<K>(
-            keys,
-            plan.get(entry + 2) as usize,
-            plan.get(entry + 3) as usize,
-            k_ld * 1,
-            k_col + kv_head * dim,
-            v_col + kv_head * dim,
-            &qv,
-            &mut acc,
-            &mut top,
-            &mut sum,
-            &mut shared,
-            form,
-            form.wide_k,
-        );
+        let seen = keys_at(plan, entry + 2).columns::<K>(keys, &key_places, 0, dim);
+        attend::<K>(keys, &seen, &mut r, &mut shared, form, form.wide_k);
         if comptime!(form.own) {
-            attend::<W>(
-                own,
-                plan.get(entry + 4) as usize,
-                plan.get(entry + 5) as usize,
-                own_ld * 1,
-                own_k_col + kv_head * dim,
-                own_v_col + kv_head * dim,
-                &qv,
-                &mut acc,
-                &mut top,
-                &mut sum,
-                &mut shared,
-                form,
-                form.wide_own,
-            );
+            let seen = keys_at(plan, entry + 4).columns::<W>(own, &own_places, 0, dim);
+            attend::<W>(own, &seen, &mut r, &mut shared, form, form.wide_own);
         }
+        let of_o = queries.rows::<O>(o, first);
         #[unroll]
         for t in 0..QUERIES {
-            let query = first + comptime!(t * units);
-            if query < queries {
-                let head = kv_head * group + query % group;
-                let row = q_row0 + query / group;
-                let at = o.start() + (row * form.q_heads + head) * dim;
-                store_head::<O>(o, at, &acc, 1.0 / sum[t], comptime!(t * dim), dim, false, form.wide_o);
+            let i = UNIT_POS as usize + comptime!(t * units);
+            if of_o.holds(i) {
+                let part = 1.0 / r.sum[t];
+                store_head::<O>(o, of_o.at(i), &r.acc, part, comptime!(t * dim), dim, false, form.wide_o);
                 if comptime!(form.lse) {
-                    lse.set(row * form.q_heads + head, top[t] + f32::ln(sum[t]));
+                    lse.set(queries.index(first + i), r.top[t] + f32::ln(r.sum[t]));
                 }
             }
         }

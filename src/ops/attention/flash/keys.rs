@@ -1,4 +1,7 @@
 //! Backward of the keys and values: one key a unit, queries passed around.
+//!
+//! This kernel has no register to spare: with the addresses of [`parts`](super::parts) it spills on compute capability 8.0,
+//! so it computes its own.
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
@@ -50,9 +53,9 @@ pub(super) fn flash_backward_keys<Q: Numeric, K: Numeric, DO: Numeric, DK: Numer
     #[comptime] form: Form,
     #[define(Q, K, DO, DK)] _types: [StorageType; 4],
 ) {
-    let dim = comptime!(form.dim);
+    let dim = comptime!(form.heads.dim);
     let units = comptime!(form.units);
-    let group = comptime!(form.group);
+    let group = comptime!(form.heads.group());
     // q, do, lse, delta of one query.
     let len = comptime!(2 * dim + 2);
     let entry = CUBE_POS_Y as usize * 4;
@@ -97,9 +100,9 @@ pub(super) fn flash_backward_keys<Q: Numeric, K: Numeric, DO: Numeric, DK: Numer
                     dim,
                     form.wide_q,
                 );
-                let o_row = o_base + (row * form.q_heads + head) * dim;
+                let o_row = o_base + (row * form.heads.q + head) * dim;
                 load_head::<DO>(d_o, o_row, &mut tile, 1.0, dim, dim, form.wide_o);
-                let stat = row * form.q_heads + kv_head * group + head;
+                let stat = row * form.heads.q + kv_head * group + head;
                 tile[comptime!(2 * dim)] = lse.get(stat);
                 tile[comptime!(2 * dim + 1)] = delta.get(stat);
                 publish(&tile, &mut shared, len, form);

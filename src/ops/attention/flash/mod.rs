@@ -6,6 +6,7 @@
 
 mod forward;
 mod keys;
+mod parts;
 mod queries;
 mod registers;
 mod wide;
@@ -19,6 +20,7 @@ use super::{Attention, BackwardKeys, BackwardQueries, Forward};
 use crate::gpu::launch::launch;
 use crate::gpu::{Caps, Gpu, Tensor};
 use crate::ops::pair::storage;
+use crate::ops::rope::Heads;
 
 /// Largest head whose scores stay in registers; wider ones go to [`wide`].
 pub const MAX_DIM: usize = 32;
@@ -30,9 +32,7 @@ const LOWEST: f32 = -1.0e30;
 /// What is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Form {
-    q_heads: usize,
-    group: usize,
-    dim: usize,
+    heads: Heads,
     /// Units of a workgroup.
     units: usize,
     /// Broadcast between registers; else through shared memory.
@@ -52,9 +52,7 @@ impl Form {
         let caps = gpu.caps();
         let plane = caps.plane.is_some() && (caps.software || matches!(caps.plane, Some(32)));
         Form {
-            q_heads: a.heads.q,
-            group: a.heads.group(),
-            dim: a.heads.dim,
+            heads: a.heads,
             units: if plane { caps.plane.unwrap_or(32) as usize } else { 32 },
             plane,
             own: false,
@@ -113,7 +111,7 @@ pub(super) fn forward(gpu: &Gpu, call: &Forward<'_>) {
         storage(second.rows, form.wide_own),
         storage(o, form.wide_o),
     ];
-    let blocks = (plan.longest() * form.group).div_ceil(form.units * QUERIES);
+    let blocks = (plan.longest() * a.heads.group()).div_ceil(form.units * QUERIES);
     let count = CubeCount::Static(blocks as u32, plan.sequences.len() as u32, a.heads.kv as u32);
     launch!(
         gpu,
@@ -123,14 +121,9 @@ pub(super) fn forward(gpu: &Gpu, call: &Forward<'_>) {
         CubeDim::new_1d(form.units as u32),
         [q.rows, keys.rows, second.rows, &plan.table, o, lse.unwrap_or(o)],
         (
-            q.ld(),
-            q.column,
-            keys.ld(),
-            keys.k,
-            keys.v,
-            second.ld(),
-            second.k,
-            second.v,
+            q.places(),
+            keys.places(),
+            second.places(),
             1.0 / (dim as f32).sqrt(),
             form,
             types,
@@ -172,7 +165,7 @@ pub(super) fn backward_queries(gpu: &Gpu, call: &BackwardQueries<'_>) {
         storage(d_o, form.wide_o),
         storage(dq.rows, form.wide_d),
     ];
-    let blocks = (plan.longest() * form.group).div_ceil(form.units);
+    let blocks = (plan.longest() * a.heads.group()).div_ceil(form.units);
     let count = CubeCount::Static(blocks as u32, plan.sequences.len() as u32, a.heads.kv as u32);
     launch!(
         gpu,
@@ -192,16 +185,10 @@ pub(super) fn backward_queries(gpu: &Gpu, call: &BackwardQueries<'_>) {
             delta
         ],
         (
-            q.ld(),
-            q.column,
-            keys.ld(),
-            keys.k,
-            keys.v,
-            second.ld(),
-            second.k,
-            second.v,
-            dq.ld(),
-            dq.column,
+            q.places(),
+            keys.places(),
+            second.places(),
+            dq.places(),
             1.0 / (dim as f32).sqrt(),
             form,
             types,

@@ -4,7 +4,8 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::Form;
-use super::registers::{load_head, peek_plane, peek_shared, publish, store_head};
+use super::parts::{KeyColumns, QueryColumns, Run, SEQUENCE, keys_at, queries_at};
+use super::registers::{load_head, load_key, pair_of, peek_plane, peek_shared, publish, store_head};
 use crate::gpu::launch::View;
 
 /// One run of keys: adds to dq (still to be scaled).
@@ -12,44 +13,33 @@ use crate::gpu::launch::View;
 #[allow(clippy::too_many_arguments)]
 fn pull_back<K: Numeric>(
     keys: &View<K>,
-    row0: usize,
-    rows: usize,
-    ld: usize,
-    k_col: usize,
-    v_col: usize,
-    q: &Array<f32>,
-    d_o: &Array<f32>,
-    lse: f32,
-    delta: f32,
+    of: &Run,
+    query: &Array<f32>,
     dq: &mut Array<f32>,
     shared: &mut SharedMemory<f32>,
     #[comptime] form: Form,
     #[comptime] wide: bool,
 ) {
-    let dim = comptime!(form.dim);
+    let dim = comptime!(form.heads.dim);
     let units = comptime!(form.units);
-    let unit = UNIT_POS as usize;
-    let base = keys.start();
-    // k, then v.
+    let rows = of.k.count;
     let mut tile = Array::<f32>::new(comptime!(2 * dim));
     let blocks = rows.div_ceil(units);
     for block in 0..blocks {
         let k0 = block * units;
-        let line = base + (row0 + min(k0 + unit, rows - 1)) * ld;
-        load_head::<K>(keys, line + k_col, &mut tile, 1.0, 0usize, dim, wide);
-        load_head::<K>(keys, line + v_col, &mut tile, 1.0, dim, dim, wide);
+        load_key::<K>(keys, of, k0 + UNIT_POS as usize, &mut tile, dim, wide);
         publish(&tile, shared, comptime!(2 * dim), form);
         let mut key = Array::<f32>::new(comptime!(2 * dim));
         if comptime!(form.plane) {
             #[unroll]
             for j in 0..units {
                 peek_plane(&tile, &mut key, j, comptime!(2 * dim));
-                pull_back_key(&key, k0 + j < rows, q, d_o, lse, delta, dq, dim);
+                pull_back_key(&key, k0 + j < rows, query, dq, dim);
             }
         } else {
             for j in 0..min(units, rows - k0) {
                 peek_shared(shared, &mut key, j, comptime!(2 * dim));
-                pull_back_key(&key, true, q, d_o, lse, delta, dq, dim);
+                pull_back_key(&key, true, query, dq, dim);
             }
         }
     }
@@ -57,26 +47,8 @@ fn pull_back<K: Numeric>(
 
 /// One key (its k, then its v): adds to dq.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn pull_back_key(
-    key: &Array<f32>,
-    inside: bool,
-    q: &Array<f32>,
-    d_o: &Array<f32>,
-    lse: f32,
-    delta: f32,
-    dq: &mut Array<f32>,
-    #[comptime] dim: usize,
-) {
-    let mut s = 0.0f32;
-    let mut dp = 0.0f32;
-    #[unroll]
-    for i in 0..dim {
-        s = fma(q[i], key[i], s);
-        dp = fma(d_o[i], key[comptime!(dim + i)], dp);
-    }
-    let p = select(inside, f32::exp(s - lse), 0.0);
-    let ds = p * (dp - delta);
+fn pull_back_key(key: &Array<f32>, inside: bool, query: &Array<f32>, dq: &mut Array<f32>, #[comptime] dim: usize) {
+    let (_p, ds) = pair_of(query, key, inside, dim);
     #[unroll]
     for i in 0..dim {
         dq[i] = fma(ds, key[i], dq[i]);
@@ -95,94 +67,53 @@ pub(super) fn flash_backward_queries<Q: Numeric, K: Numeric, W: Numeric, O: Nume
     d_o: &View<DO>,
     dq: &mut View<DQ>,
     delta: &mut View<f32>,
-    q_ld: usize,
-    q_col: usize,
-    k_ld: usize,
-    k_col: usize,
-    v_col: usize,
-    own_ld: usize,
-    own_k_col: usize,
-    own_v_col: usize,
-    dq_ld: usize,
-    dq_col: usize,
+    q_places: QueryColumns,
+    key_places: KeyColumns,
+    own_places: KeyColumns,
+    dq_places: QueryColumns,
     scale: f32,
     #[comptime] form: Form,
     #[define(Q, K, W, O, DO, DQ)] _types: [StorageType; 6],
 ) {
-    let dim = comptime!(form.dim);
+    let heads = comptime!(form.heads);
+    let dim = comptime!(heads.dim);
     let units = comptime!(form.units);
-    let group = comptime!(form.group);
-    let entry = CUBE_POS_Y as usize * 6;
-    let kv_head = CUBE_POS_Z as usize;
-    let q_row0 = plan.get(entry) as usize;
-    let queries = plan.get(entry + 1) as usize * group;
-    let wanted = CUBE_POS_X as usize * units + UNIT_POS as usize;
+    let unit = UNIT_POS as usize;
+    let entry = CUBE_POS_Y as usize * SEQUENCE;
+    let queries = queries_at(plan, entry, heads);
+    let first = CUBE_POS_X as usize * units;
     let mut shared = SharedMemory::<f32>::new(comptime!(if form.plane { 1 } else { 2 * units * dim }));
-    if CUBE_POS_X as usize * units < queries {
-        let query = min(wanted, queries - 1);
-        let head = kv_head * group + query % group;
-        let row = q_row0 + query / group;
-        let mut qv = Array::<f32>::new(dim);
-        let mut dov = Array::<f32>::new(dim);
-        let mut ov = Array::<f32>::new(dim);
-        let mut dqv = Array::<f32>::new(dim);
-        load_head::<Q>(
-            q,
-            q.start() + row * q_ld + q_col + head * dim,
-            &mut qv,
-            scale,
-            0usize,
-            dim,
-            form.wide_q,
+    if first < queries.count {
+        // q · scale, do, lse, delta.
+        let mut query = Array::<f32>::new(comptime!(2 * dim + 2));
+        let mut out = Array::<f32>::new(dim);
+        let mut sums = Array::<f32>::new(dim);
+        let (of_q, of_o, of_do) = (
+            queries.columns::<Q>(q, &q_places, first),
+            queries.rows::<O>(o, first),
+            queries.rows::<DO>(d_o, first),
         );
-        let o_at = (row * form.q_heads + head) * dim;
-        load_head::<O>(o, o.start() + o_at, &mut ov, 1.0, 0usize, dim, form.wide_o);
-        load_head::<DO>(d_o, d_o.start() + o_at, &mut dov, 1.0, 0usize, dim, form.wide_o);
+        load_head::<Q>(q, of_q.at(unit), &mut query, scale, 0usize, dim, form.wide_q);
+        load_head::<O>(o, of_o.at(unit), &mut out, 1.0, 0usize, dim, form.wide_o);
+        load_head::<DO>(d_o, of_do.at(unit), &mut query, 1.0, dim, dim, form.wide_o);
         let mut dot = 0.0f32;
         #[unroll]
         for i in 0..dim {
-            dot = fma(ov[i], dov[i], dot);
-            dqv[i] = 0.0;
+            dot = fma(out[i], query[comptime!(dim + i)], dot);
+            sums[i] = 0.0;
         }
-        let l = lse.get(row * form.q_heads + head);
-        pull_back::<K>(
-            keys,
-            plan.get(entry + 2) as usize,
-            plan.get(entry + 3) as usize,
-            k_ld * 1,
-            k_col + kv_head * dim,
-            v_col + kv_head * dim,
-            &qv,
-            &dov,
-            l,
-            dot,
-            &mut dqv,
-            &mut shared,
-            form,
-            form.wide_k,
-        );
+        query[comptime!(2 * dim)] = lse.get(queries.index(first + unit));
+        query[comptime!(2 * dim + 1)] = dot;
+        let seen = keys_at(plan, entry + 2).columns::<K>(keys, &key_places, 0, dim);
+        pull_back::<K>(keys, &seen, &query, &mut sums, &mut shared, form, form.wide_k);
         if comptime!(form.own) {
-            pull_back::<W>(
-                own,
-                plan.get(entry + 4) as usize,
-                plan.get(entry + 5) as usize,
-                own_ld * 1,
-                own_k_col + kv_head * dim,
-                own_v_col + kv_head * dim,
-                &qv,
-                &dov,
-                l,
-                dot,
-                &mut dqv,
-                &mut shared,
-                form,
-                form.wide_own,
-            );
+            let seen = keys_at(plan, entry + 4).columns::<W>(own, &own_places, 0, dim);
+            pull_back::<W>(own, &seen, &query, &mut sums, &mut shared, form, form.wide_own);
         }
-        if wanted < queries {
-            let at = dq.start() + row * dq_ld + dq_col + head * dim;
-            store_head::<DQ>(dq, at, &dqv, scale, 0usize, dim, false, form.wide_d);
-            delta.set(row * form.q_heads + head, dot);
+        let of_dq = queries.columns::<DQ>(dq, &dq_places, first);
+        if of_dq.holds(unit) {
+            store_head::<DQ>(dq, of_dq.at(unit), &sums, scale, 0usize, dim, false, form.wide_d);
+            delta.set(queries.index(first + unit), dot);
         }
     }
 }

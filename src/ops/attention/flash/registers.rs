@@ -1,8 +1,9 @@
-//! Heads in registers: loading, storing, and showing them to the other units of a workgroup.
+//! Heads in registers: loading, storing, showing them to the other units of a workgroup, and what a pair of them gives.
 
 use cubecl::prelude::*;
 
 use super::Form;
+use super::parts::{Run, pair_gradient};
 use crate::gpu::launch::View;
 use crate::ops::pair::{Pair, load2, store2};
 
@@ -26,6 +27,20 @@ pub(super) fn load_head<X: Numeric>(
             out[comptime!(first + 2 * p + 1)] = v.b * factor;
         }
     }
+}
+
+/// Loads k, then v, of key `i` of a block.
+#[cube]
+pub(super) fn load_key<K: Numeric>(
+    keys: &View<K>,
+    of: &Run,
+    i: usize,
+    out: &mut Array<f32>,
+    #[comptime] dim: usize,
+    #[comptime] wide: bool,
+) {
+    load_head::<K>(keys, of.k.at(i), out, 1.0, 0usize, dim, wide);
+    load_head::<K>(keys, of.v.at(i), out, 1.0, dim, dim, wide);
 }
 
 /// Stores one head, optionally adding.
@@ -90,4 +105,23 @@ pub(super) fn peek_shared(shared: &SharedMemory<f32>, out: &mut Array<f32>, owne
     for i in 0..len {
         out[i] = shared[owner * len + i];
     }
+}
+
+/// Probability of a pair, and the gradient at its score: a query comes as q · scale, do, lse and delta, a key as k and v.
+#[cube]
+pub(super) fn pair_of(query: &Array<f32>, key: &Array<f32>, inside: bool, #[comptime] dim: usize) -> (f32, f32) {
+    let mut score = 0.0f32;
+    let mut d_p = 0.0f32;
+    #[unroll]
+    for i in 0..dim {
+        score = fma(query[i], key[i], score);
+        d_p = fma(query[comptime!(dim + i)], key[comptime!(dim + i)], d_p);
+    }
+    pair_gradient(
+        score,
+        d_p,
+        query[comptime!(2 * dim)],
+        query[comptime!(2 * dim + 1)],
+        inside,
+    )
 }

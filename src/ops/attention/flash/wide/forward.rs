@@ -3,10 +3,11 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::tiles::{Lines, add_scores, add_weighted, clear, store_lines};
+use super::tiles::{add_weighted, clear, scores, store_lines};
 use super::{Form, KEYS, QUERIES, SIDE, TILE_PITCH, UNITS, stage_len};
 use crate::gpu::launch::View;
 use crate::ops::attention::flash::LOWEST;
+use crate::ops::attention::flash::parts::{KeyColumns, Lines, QueryColumns, Run, SEQUENCE, keys_at, queries_at};
 
 /// What is known of each query, in shared memory.
 #[derive(CubeType)]
@@ -68,40 +69,21 @@ fn attend<Q: Numeric, K: Numeric>(
     q: &View<Q>,
     of_q: &Lines,
     keys: &View<K>,
-    row0: usize,
-    rows: usize,
-    ld: usize,
-    k_col: usize,
-    v_col: usize,
+    of: &Run,
     scale: f32,
     acc: &mut Array<f32>,
     r: &mut Running,
     stage: &mut SharedMemory<f32>,
-    #[comptime] form: Form,
 ) {
-    let dim = comptime!(form.dim);
-    let across = comptime!(dim.div_ceil(SIDE));
+    let across = comptime!(of_q.dim.div_ceil(SIDE));
     let col = UNIT_POS as usize % SIDE;
     let row = UNIT_POS as usize / SIDE;
-    let base = keys.start() + row0 * ld;
+    let rows = of.k.count;
     let mut s = Array::<f32>::new(comptime!(QUERIES * KEYS / UNITS));
     let blocks = rows.div_ceil(KEYS);
     for block in 0..blocks {
         let k0 = block * KEYS;
-        let of_k = Lines {
-            base: base + k_col,
-            ld,
-            first: k0,
-            count: rows,
-        };
-        let of_v = Lines {
-            base: base + v_col,
-            ld,
-            first: k0,
-            count: rows,
-        };
-        clear(&mut s, comptime!(QUERIES * KEYS / UNITS));
-        add_scores::<Q, K>(q, of_q, keys, &of_k, &mut s, stage, QUERIES, KEYS, form.group, dim);
+        scores::<Q, K>(q, of_q, keys, &of.k.block(k0), &mut s, stage, QUERIES, KEYS);
         #[unroll]
         for i in 0..comptime!(QUERIES / SIDE) {
             #[unroll]
@@ -121,18 +103,17 @@ fn attend<Q: Numeric, K: Numeric>(
                 acc[comptime!(i * across + j)] *= keep;
             }
         }
+        let there = min(KEYS, rows - k0);
         add_weighted::<K>(
             &r.tile,
             keys,
-            &of_v,
-            min(KEYS, rows - k0),
+            &of.v.block(k0),
+            there,
             acc,
             stage,
             QUERIES,
             TILE_PITCH,
             1usize,
-            1usize,
-            dim,
         );
         sync_cube();
     }
@@ -147,29 +128,21 @@ pub(super) fn flash_wide_forward<Q: Numeric, K: Numeric, W: Numeric, O: Numeric>
     plan: &View<u32>,
     o: &mut View<O>,
     lse: &mut View<f32>,
-    q_ld: usize,
-    q_col: usize,
-    k_ld: usize,
-    k_col: usize,
-    v_col: usize,
-    own_ld: usize,
-    own_k_col: usize,
-    own_v_col: usize,
-    o_ld: usize,
+    q_places: QueryColumns,
+    key_places: KeyColumns,
+    own_places: KeyColumns,
     scale: f32,
     #[comptime] form: Form,
     #[define(Q, K, W, O)] _types: [StorageType; 4],
 ) {
-    let dim = comptime!(form.dim);
-    let group = comptime!(form.group);
+    let heads = comptime!(form.heads);
+    let dim = comptime!(heads.dim);
     let across = comptime!(dim.div_ceil(SIDE));
     let unit = UNIT_POS as usize;
-    let entry = CUBE_POS_Y as usize * 6;
-    let kv_head = CUBE_POS_Z as usize;
-    let q_row0 = plan.get(entry) as usize;
-    let queries = plan.get(entry + 1) as usize * group;
+    let entry = CUBE_POS_Y as usize * SEQUENCE;
+    let queries = queries_at(plan, entry, heads);
     let first = CUBE_POS_X as usize * QUERIES;
-    let mut stage = SharedMemory::<f32>::new(comptime!(stage_len(form.dim)));
+    let mut stage = SharedMemory::<f32>::new(comptime!(stage_len(heads.dim)));
     let mut r = Running {
         tile: SharedMemory::<f32>::new(comptime!(QUERIES * TILE_PITCH)),
         top: SharedMemory::<f32>::new(QUERIES),
@@ -178,50 +151,19 @@ pub(super) fn flash_wide_forward<Q: Numeric, K: Numeric, W: Numeric, O: Numeric>
         partial: SharedMemory::<f32>::new(UNITS),
     };
     // Uniform over the workgroup: the whole block lies beyond the queries of a shorter sequence.
-    if first < queries {
+    if first < queries.count {
         let mut acc = Array::<f32>::new(comptime!(QUERIES / SIDE * across));
         clear(&mut acc, comptime!(QUERIES / SIDE * across));
         if unit < QUERIES {
             r.top[unit] = LOWEST;
             r.sum[unit] = 0.0;
         }
-        let of_q = Lines {
-            base: q.start() + q_row0 * q_ld + q_col + kv_head * comptime!(group * dim),
-            ld: q_ld * 1,
-            first,
-            count: queries,
-        };
-        attend::<Q, K>(
-            q,
-            &of_q,
-            keys,
-            plan.get(entry + 2) as usize,
-            plan.get(entry + 3) as usize,
-            k_ld * 1,
-            k_col + kv_head * dim,
-            v_col + kv_head * dim,
-            scale,
-            &mut acc,
-            &mut r,
-            &mut stage,
-            form,
-        );
+        let of_q = queries.columns::<Q>(q, &q_places, first);
+        let seen = keys_at(plan, entry + 2).columns::<K>(keys, &key_places, 0, dim);
+        attend::<Q, K>(q, &of_q, keys, &seen, scale, &mut acc, &mut r, &mut stage);
         if comptime!(form.own) {
-            attend::<Q, W>(
-                q,
-                &of_q,
-                own,
-                plan.get(entry + 4) as usize,
-                plan.get(entry + 5) as usize,
-                own_ld * 1,
-                own_k_col + kv_head * dim,
-                own_v_col + kv_head * dim,
-                scale,
-                &mut acc,
-                &mut r,
-                &mut stage,
-                form,
-            );
+            let seen = keys_at(plan, entry + 4).columns::<W>(own, &own_places, 0, dim);
+            attend::<Q, W>(q, &of_q, own, &seen, scale, &mut acc, &mut r, &mut stage);
         }
         #[unroll]
         for i in 0..comptime!(QUERIES / SIDE) {
@@ -231,18 +173,11 @@ pub(super) fn flash_wide_forward<Q: Numeric, K: Numeric, W: Numeric, O: Numeric>
                 acc[comptime!(i * across + j)] *= part;
             }
         }
-        let of_o = Lines {
-            base: o.start() + (q_row0 * form.q_heads + kv_head * group) * dim,
-            ld: o_ld * 1,
-            first,
-            count: queries,
-        };
-        store_lines::<O>(o, &of_o, &acc, 1.0, QUERIES, group, dim, false);
+        let of_o = queries.rows::<O>(o, first);
+        store_lines::<O>(o, &of_o, &acc, 1.0, QUERIES, false);
         if comptime!(form.lse) {
-            let query = first + unit;
-            if unit < QUERIES && query < queries {
-                let at = (q_row0 + query / group) * form.q_heads + kv_head * group + query % group;
-                lse.set(at, r.top[unit] + f32::ln(r.sum[unit]));
+            if unit < QUERIES && of_q.holds(unit) {
+                lse.set(queries.index(first + unit), r.top[unit] + f32::ln(r.sum[unit]));
             }
         }
     }

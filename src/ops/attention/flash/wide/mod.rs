@@ -18,6 +18,7 @@ use queries::flash_wide_backward_queries;
 use super::super::{Attention, BackwardKeys, BackwardQueries, Forward};
 use crate::gpu::launch::launch;
 use crate::gpu::{Caps, Gpu};
+use crate::ops::rope::Heads;
 
 /// Widest head: a unit holds four rows of `dim / 16` columns.
 const MAX_DIM: usize = 256;
@@ -40,9 +41,7 @@ const CHUNK: usize = 8;
 /// What is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Form {
-    q_heads: usize,
-    group: usize,
-    dim: usize,
+    heads: Heads,
     own: bool,
     lse: bool,
     add: bool,
@@ -51,9 +50,7 @@ struct Form {
 impl Form {
     fn new(a: &Attention) -> Form {
         Form {
-            q_heads: a.heads.q,
-            group: a.heads.group(),
-            dim: a.heads.dim,
+            heads: a.heads,
             own: false,
             lse: false,
             add: false,
@@ -101,20 +98,19 @@ pub(super) fn forward(gpu: &Gpu, call: &Forward<'_>) {
         gpu,
         call.cost(),
         flash_wide_forward,
-        count(plan.longest() * form.group, QUERIES, plan.sequences.len(), a.heads.kv),
+        count(
+            plan.longest() * a.heads.group(),
+            QUERIES,
+            plan.sequences.len(),
+            a.heads.kv
+        ),
         CubeDim::new_1d(UNITS as u32),
         [q.rows, keys.rows, second.rows, &plan.table, o, lse.unwrap_or(o)],
         (
-            q.ld(),
-            q.column,
-            keys.ld(),
-            keys.k,
-            keys.v,
-            second.ld(),
-            second.k,
-            second.v,
-            a.heads.q_width(),
-            1.0 / (form.dim as f32).sqrt(),
+            q.places(),
+            keys.places(),
+            second.places(),
+            1.0 / (a.heads.dim as f32).sqrt(),
             form,
             types,
         ),
@@ -143,7 +139,12 @@ pub(super) fn backward_queries(gpu: &Gpu, call: &BackwardQueries<'_>) {
         gpu,
         call.cost(),
         flash_wide_backward_queries,
-        count(plan.longest() * form.group, QUERIES, plan.sequences.len(), a.heads.kv),
+        count(
+            plan.longest() * a.heads.group(),
+            QUERIES,
+            plan.sequences.len(),
+            a.heads.kv
+        ),
         CubeDim::new_1d(UNITS as u32),
         [
             q.rows,
@@ -157,18 +158,11 @@ pub(super) fn backward_queries(gpu: &Gpu, call: &BackwardQueries<'_>) {
             delta
         ],
         (
-            q.ld(),
-            q.column,
-            keys.ld(),
-            keys.k,
-            keys.v,
-            second.ld(),
-            second.k,
-            second.v,
-            dq.ld(),
-            dq.column,
-            a.heads.q_width(),
-            1.0 / (form.dim as f32).sqrt(),
+            q.places(),
+            keys.places(),
+            second.places(),
+            dq.places(),
+            1.0 / (a.heads.dim as f32).sqrt(),
             form,
             types,
         ),
@@ -206,16 +200,10 @@ pub(super) fn backward_keys(gpu: &Gpu, call: &BackwardKeys<'_>) {
             dkeys.rows
         ],
         (
-            q.ld(),
-            q.column,
-            keys.ld(),
-            keys.k,
-            keys.v,
-            dkeys.ld(),
-            dkeys.k,
-            dkeys.v,
-            a.heads.q_width(),
-            1.0 / (form.dim as f32).sqrt(),
+            q.places(),
+            keys.places(),
+            dkeys.places(),
+            1.0 / (a.heads.dim as f32).sqrt(),
             form,
             types,
         ),

@@ -3,9 +3,12 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::tiles::{Lines, add_scores, add_weighted, clear, store_lines};
+use super::tiles::{add_weighted, clear, scores, store_lines};
 use super::{Form, KEYS, QUERIES, SIDE, TILE_PITCH, UNITS, stage_len};
 use crate::gpu::launch::View;
+use crate::ops::attention::flash::parts::{
+    KeyColumns, Lines, QueryColumns, Run, SEQUENCE, keys_at, pair_gradient, queries_at,
+};
 
 /// One run of keys: adds to dq (still to be scaled).
 #[cube]
@@ -16,44 +19,24 @@ fn pull_back<Q: Numeric, DO: Numeric, K: Numeric>(
     d_o: &View<DO>,
     of_do: &Lines,
     keys: &View<K>,
-    row0: usize,
-    rows: usize,
-    ld: usize,
-    k_col: usize,
-    v_col: usize,
+    of: &Run,
     scale: f32,
     known: &SharedMemory<f32>,
     dq: &mut Array<f32>,
     tile: &mut SharedMemory<f32>,
     stage: &mut SharedMemory<f32>,
-    #[comptime] form: Form,
 ) {
-    let dim = comptime!(form.dim);
     let col = UNIT_POS as usize % SIDE;
     let row = UNIT_POS as usize / SIDE;
-    let base = keys.start() + row0 * ld;
-    let own = comptime!(QUERIES * KEYS / UNITS);
-    let mut s = Array::<f32>::new(own);
-    let mut dp = Array::<f32>::new(own);
+    let rows = of.k.count;
+    let mut s = Array::<f32>::new(comptime!(QUERIES * KEYS / UNITS));
+    let mut dp = Array::<f32>::new(comptime!(QUERIES * KEYS / UNITS));
     let blocks = rows.div_ceil(KEYS);
     for block in 0..blocks {
         let k0 = block * KEYS;
-        let of_k = Lines {
-            base: base + k_col,
-            ld,
-            first: k0,
-            count: rows,
-        };
-        let of_v = Lines {
-            base: base + v_col,
-            ld,
-            first: k0,
-            count: rows,
-        };
-        clear(&mut s, own);
-        clear(&mut dp, own);
-        add_scores::<Q, K>(q, of_q, keys, &of_k, &mut s, stage, QUERIES, KEYS, form.group, dim);
-        add_scores::<DO, K>(d_o, of_do, keys, &of_v, &mut dp, stage, QUERIES, KEYS, form.group, dim);
+        let (of_k, of_v) = (of.k.block(k0), of.v.block(k0));
+        scores::<Q, K>(q, of_q, keys, &of_k, &mut s, stage, QUERIES, KEYS);
+        scores::<DO, K>(d_o, of_do, keys, &of_v, &mut dp, stage, QUERIES, KEYS);
         #[unroll]
         for i in 0..comptime!(QUERIES / SIDE) {
             let query = row + comptime!(i * SIDE);
@@ -63,23 +46,12 @@ fn pull_back<Q: Numeric, DO: Numeric, K: Numeric>(
             for j in 0..comptime!(KEYS / SIDE) {
                 let key = col + comptime!(j * SIDE);
                 let at = comptime!(i * KEYS / SIDE + j);
-                let p = f32::exp(s[at] * scale - lse);
-                tile[query * TILE_PITCH + key] = select(k0 + key < rows, p * (dp[at] - delta), 0.0);
+                let (_p, ds) = pair_gradient(s[at] * scale, dp[at], lse, delta, k0 + key < rows);
+                tile[query * TILE_PITCH + key] = ds;
             }
         }
-        add_weighted::<K>(
-            tile,
-            keys,
-            &of_k,
-            min(KEYS, rows - k0),
-            dq,
-            stage,
-            QUERIES,
-            TILE_PITCH,
-            1usize,
-            1usize,
-            dim,
-        );
+        let there = min(KEYS, rows - k0);
+        add_weighted::<K>(tile, keys, &of_k, there, dq, stage, QUERIES, TILE_PITCH, 1usize);
         sync_cube();
     }
 }
@@ -96,118 +68,65 @@ pub(super) fn flash_wide_backward_queries<Q: Numeric, K: Numeric, W: Numeric, O:
     d_o: &View<DO>,
     dq: &mut View<DQ>,
     delta: &mut View<f32>,
-    q_ld: usize,
-    q_col: usize,
-    k_ld: usize,
-    k_col: usize,
-    v_col: usize,
-    own_ld: usize,
-    own_k_col: usize,
-    own_v_col: usize,
-    dq_ld: usize,
-    dq_col: usize,
-    o_ld: usize,
+    q_places: QueryColumns,
+    key_places: KeyColumns,
+    own_places: KeyColumns,
+    dq_places: QueryColumns,
     scale: f32,
     #[comptime] form: Form,
     #[define(Q, K, W, O, DO, DQ)] _types: [StorageType; 6],
 ) {
-    let dim = comptime!(form.dim);
-    let group = comptime!(form.group);
+    let heads = comptime!(form.heads);
+    let dim = comptime!(heads.dim);
     let across = comptime!(dim.div_ceil(SIDE));
     let unit = UNIT_POS as usize;
-    let entry = CUBE_POS_Y as usize * 6;
-    let kv_head = CUBE_POS_Z as usize;
-    let q_row0 = plan.get(entry) as usize;
-    let queries = plan.get(entry + 1) as usize * group;
+    let entry = CUBE_POS_Y as usize * SEQUENCE;
+    let queries = queries_at(plan, entry, heads);
     let first = CUBE_POS_X as usize * QUERIES;
-    let mut stage = SharedMemory::<f32>::new(comptime!(stage_len(form.dim)));
+    let mut stage = SharedMemory::<f32>::new(comptime!(stage_len(heads.dim)));
     let mut tile = SharedMemory::<f32>::new(comptime!(QUERIES * TILE_PITCH));
     // lse, then delta of each query.
     let mut known = SharedMemory::<f32>::new(comptime!(2 * QUERIES));
-    if first < queries {
+    if first < queries.count {
         let mut sums = Array::<f32>::new(comptime!(QUERIES / SIDE * across));
         clear(&mut sums, comptime!(QUERIES / SIDE * across));
-        let heads = (q_row0 * form.q_heads + kv_head * group) * dim;
-        let of_do = Lines {
-            base: d_o.start() + heads,
-            ld: o_ld * 1,
-            first,
-            count: queries,
-        };
-        let of_q = Lines {
-            base: q.start() + q_row0 * q_ld + q_col + kv_head * comptime!(group * dim),
-            ld: q_ld * 1,
-            first,
-            count: queries,
-        };
+        let (of_q, of_o, of_do) = (
+            queries.columns::<Q>(q, &q_places, first),
+            queries.rows::<O>(o, first),
+            queries.rows::<DO>(d_o, first),
+        );
         // Four units a query add up delta, in the order of their parts.
-        let query = min(first + unit / 4, queries - 1);
-        let line = query / group * comptime!(form.q_heads * dim) + query % group * dim;
+        let (o_at, do_at) = (of_o.at(unit / 4), of_do.at(unit / 4));
         let mut part = 0.0f32;
         for e in 0..comptime!(dim.div_ceil(4)) {
             let d = e * 4 + unit % 4;
-            let at = line + min(d, comptime!(dim - 1));
-            let product = f32::cast_from(o.raw(o.start() + heads + at)) * f32::cast_from(d_o.raw(of_do.base + at));
+            let inside = min(d, comptime!(dim - 1));
+            let product = f32::cast_from(o.raw(o_at + inside)) * f32::cast_from(d_o.raw(do_at + inside));
             part += select(d < dim, product, 0.0);
         }
         stage[unit] = part;
         sync_cube();
         if unit < QUERIES {
-            let wanted = first + unit;
-            let here = min(wanted, queries - 1);
-            let at = (q_row0 + here / group) * form.q_heads + kv_head * group + here % group;
             let dot = stage[4 * unit] + stage[4 * unit + 1] + stage[4 * unit + 2] + stage[4 * unit + 3];
+            let at = queries.index(first + unit);
             known[unit] = lse.get(at);
             known[QUERIES + unit] = dot;
-            if wanted < queries {
+            if of_q.holds(unit) {
                 delta.set(at, dot);
             }
         }
         sync_cube();
+        let seen = keys_at(plan, entry + 2).columns::<K>(keys, &key_places, 0, dim);
         pull_back::<Q, DO, K>(
-            q,
-            &of_q,
-            d_o,
-            &of_do,
-            keys,
-            plan.get(entry + 2) as usize,
-            plan.get(entry + 3) as usize,
-            k_ld * 1,
-            k_col + kv_head * dim,
-            v_col + kv_head * dim,
-            scale,
-            &known,
-            &mut sums,
-            &mut tile,
-            &mut stage,
-            form,
+            q, &of_q, d_o, &of_do, keys, &seen, scale, &known, &mut sums, &mut tile, &mut stage,
         );
         if comptime!(form.own) {
+            let seen = keys_at(plan, entry + 4).columns::<W>(own, &own_places, 0, dim);
             pull_back::<Q, DO, W>(
-                q,
-                &of_q,
-                d_o,
-                &of_do,
-                own,
-                plan.get(entry + 4) as usize,
-                plan.get(entry + 5) as usize,
-                own_ld * 1,
-                own_k_col + kv_head * dim,
-                own_v_col + kv_head * dim,
-                scale,
-                &known,
-                &mut sums,
-                &mut tile,
-                &mut stage,
-                form,
+                q, &of_q, d_o, &of_do, own, &seen, scale, &known, &mut sums, &mut tile, &mut stage,
             );
         }
-        let of_dq = Lines {
-            base: dq.start() + q_row0 * dq_ld + dq_col + kv_head * comptime!(group * dim),
-            ld: dq_ld * 1,
-            first,
-            count: queries,
-        };
-        store_lines::<DQ>(dq, &of_dq, &sums, scale, QUERIES, group, dim, false);
+        let of_dq = queries.columns::<DQ>(dq, &dq_places, first);
+        store_lines::<DQ>(dq, &of_dq, &sums, scale, QUERIES, false);
     }
 }

@@ -6,20 +6,10 @@ use cubecl::prelude::*;
 
 use super::{CHUNK, DEPTH, PITCH, SIDE, UNITS};
 use crate::gpu::launch::View;
-
-/// Lines of heads in memory: line `l` of the `count` that there are begins at `base + l / group · ld + l % group · dim`.
-/// What would lie beyond the last line is the last one again.
-#[derive(CubeType, Clone, Copy)]
-pub(super) struct Lines {
-    pub base: usize,
-    pub ld: usize,
-    pub first: usize,
-    pub count: usize,
-}
+use crate::ops::attention::flash::parts::Lines;
 
 /// Loads elements `d0 .. d0 + DEPTH` of `lines` lines to `stage[offset..]`, each line PITCH apart; zero beyond the head.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn load_part<X: Numeric>(
     x: &View<X>,
     of: &Lines,
@@ -27,25 +17,22 @@ fn load_part<X: Numeric>(
     stage: &mut SharedMemory<f32>,
     #[comptime] offset: usize,
     #[comptime] lines: usize,
-    #[comptime] group: usize,
-    #[comptime] dim: usize,
 ) {
+    let dim = comptime!(of.dim);
     let unit = UNIT_POS as usize;
     #[unroll]
     for part in 0..comptime!(lines * DEPTH / UNITS) {
         let e = unit + comptime!(part * UNITS);
-        let line = min(of.first + e / DEPTH, of.count - 1);
         let d = d0 + e % DEPTH;
-        let at = of.base + line / group * of.ld + line % group * dim;
-        let value = f32::cast_from(x.raw(at + min(d, comptime!(dim - 1))));
+        let value = f32::cast_from(x.raw(of.at(e / DEPTH) + min(d, comptime!(dim - 1))));
         stage[offset + e / DEPTH * PITCH + e % DEPTH] = select(d < dim, value, 0.0);
     }
 }
 
-/// Adds `x · yᵀ` to `s`: line `y + 16 i` of `x` by line `x + 16 j` of `y`.
+/// `s = x · yᵀ`: line `y + 16 i` of `x` by line `x + 16 j` of `y`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn add_scores<X: Numeric, Y: Numeric>(
+pub(super) fn scores<X: Numeric, Y: Numeric>(
     x: &View<X>,
     of_x: &Lines,
     y: &View<Y>,
@@ -54,28 +41,18 @@ pub(super) fn add_scores<X: Numeric, Y: Numeric>(
     stage: &mut SharedMemory<f32>,
     #[comptime] x_lines: usize,
     #[comptime] y_lines: usize,
-    #[comptime] group: usize,
-    #[comptime] dim: usize,
 ) {
     let down = comptime!(x_lines / SIDE);
     let across = comptime!(y_lines / SIDE);
     let col = UNIT_POS as usize % SIDE;
     let row = UNIT_POS as usize / SIDE;
     let mut a = Array::<f32>::new(down);
-    let parts = comptime!(dim.div_ceil(DEPTH));
+    clear(s, comptime!(down * across));
+    let parts = comptime!(of_x.dim.div_ceil(DEPTH));
     for part in 0..parts {
         sync_cube();
-        load_part::<X>(x, of_x, part * DEPTH, stage, 0usize, x_lines, group, dim);
-        load_part::<Y>(
-            y,
-            of_y,
-            part * DEPTH,
-            stage,
-            comptime!(x_lines * PITCH),
-            y_lines,
-            1usize,
-            dim,
-        );
+        load_part::<X>(x, of_x, part * DEPTH, stage, 0usize, x_lines);
+        load_part::<Y>(y, of_y, part * DEPTH, stage, comptime!(x_lines * PITCH), y_lines);
         sync_cube();
         for d in 0..DEPTH {
             #[unroll]
@@ -94,7 +71,7 @@ pub(super) fn add_scores<X: Numeric, Y: Numeric>(
     }
 }
 
-/// Adds `tile · x` to `sums`, over `count` lines of `x` from its first on. Row `r`, line `l` of the tile is
+/// Adds `tile · x` to `sums`, over the first `count` lines of a block of `x`. Row `r`, line `l` of the tile is
 /// `tile[r · by_row + l · by_line]`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
@@ -108,9 +85,8 @@ pub(super) fn add_weighted<X: Numeric>(
     #[comptime] rows: usize,
     #[comptime] by_row: usize,
     #[comptime] by_line: usize,
-    #[comptime] group: usize,
-    #[comptime] dim: usize,
 ) {
+    let dim = comptime!(of.dim);
     let down = comptime!(rows / SIDE);
     let across = comptime!(dim.div_ceil(SIDE));
     let unit = UNIT_POS as usize;
@@ -124,9 +100,7 @@ pub(super) fn add_weighted<X: Numeric>(
         for part in 0..comptime!((CHUNK * dim).div_ceil(UNITS)) {
             let e = unit + comptime!(part * UNITS);
             if e < comptime!(CHUNK * dim) {
-                let line = min(of.first + chunk * CHUNK + e / dim, of.count - 1);
-                let at = of.base + line / group * of.ld + line % group * dim;
-                stage[e] = f32::cast_from(x.raw(at + e % dim));
+                stage[e] = f32::cast_from(x.raw(of.at(chunk * CHUNK + e / dim) + e % dim));
             }
         }
         sync_cube();
@@ -151,25 +125,23 @@ pub(super) fn add_weighted<X: Numeric>(
 
 /// Stores rows of sums as lines of heads, or adds them.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn store_lines<X: Numeric>(
     x: &mut View<X>,
     of: &Lines,
     sums: &Array<f32>,
     factor: f32,
     #[comptime] rows: usize,
-    #[comptime] group: usize,
-    #[comptime] dim: usize,
     #[comptime] add: bool,
 ) {
+    let dim = comptime!(of.dim);
     let across = comptime!(dim.div_ceil(SIDE));
     let col = UNIT_POS as usize % SIDE;
     let row = UNIT_POS as usize / SIDE;
     #[unroll]
     for i in 0..comptime!(rows / SIDE) {
-        let line = of.first + row + comptime!(i * SIDE);
-        if line < of.count {
-            let at = of.base + line / group * of.ld + line % group * dim;
+        let line = row + comptime!(i * SIDE);
+        if of.holds(line) {
+            let at = of.at(line);
             #[unroll]
             for j in 0..across {
                 let d = col + comptime!(j * SIDE);
