@@ -64,7 +64,8 @@ pub fn backward_sum(gpu: &Gpu, dy: Sum, b: Backward<'_>) {
     };
     let b = b.filled();
     let tensors = [&sums, b.x, b.table, b.dy, b.around, b.dx, b.rounded, b.y];
-    let lanes = Lanes::pick(gpu, &[d], &tensors);
+    // Pairs: with more, registers run out where many blocks are to share a multiprocessor.
+    let lanes = Lanes::pick(gpu, &[d], &tensors).at_most(2);
     let layout = RowLayout::of_lanes(gpu, d, lanes);
     launch!(
         gpu,
