@@ -1,5 +1,7 @@
 //! What a micro-batch brings, on the host: data and every random number.
 
+use std::borrow::Cow;
+
 use crate::gpu::{Gpu, Tensor};
 use crate::model::layout::ObservationMasks;
 use crate::ops::augmentations::Drawn;
@@ -143,7 +145,11 @@ impl Observations {
                 jitters,
                 augmentations,
             } => {
-                let kept = joined(wanted.iter().map(|i| &bytes[pick(i)]));
+                // As a rule all of them, tens of megabytes a step.
+                let kept = match wanted.len() == all.len() {
+                    true => Cow::Borrowed(&bytes[..all.len() * area]),
+                    false => Cow::Owned(joined(wanted.iter().map(|i| &bytes[pick(i)]))),
+                };
                 let jitters = jitters.as_ref().map(|j| {
                     let kept: Vec<Jitter> = wanted.iter().map(|&i| j[i]).collect();
                     image::upload(gpu, &kept)
@@ -175,7 +181,7 @@ pub(super) fn pick_rows(values: &[f32], width: usize, keep: &[usize]) -> Vec<f32
     joined(keep.iter().map(|&r| &values[r * width..(r + 1) * width]))
 }
 
-/// One piece after the other, copied as a whole: of pictures these are tens of megabytes a step.
+/// One piece after the other, each copied as a whole.
 fn joined<'a, T: Copy + 'a>(pieces: impl Iterator<Item = &'a [T]>) -> Vec<T> {
     pieces.collect::<Vec<_>>().concat()
 }
