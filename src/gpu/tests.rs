@@ -153,10 +153,10 @@ fn a_panic_on_the_device_thread_is_an_error() {
 
 #[test]
 fn all_who_opened_a_device_learn_of_a_panic() {
-    // There is one dry device in a process, and one thread for it.
+    // There is one dry device of an architecture in a process, and one thread for it. No other test uses this one.
     let (a, b) = (
-        Gpu::dry_cuda(90).expect("always there"),
-        Gpu::dry_cuda(90).expect("always there"),
+        Gpu::dry_cuda(86).expect("always there"),
+        Gpu::dry_cuda(86).expect("always there"),
     );
     let Backend::Dry(client) = a.backend() else {
         unreachable!("it is dry")
@@ -164,7 +164,7 @@ fn all_who_opened_a_device_learn_of_a_panic() {
     let _ = client.exclusive(|| panic!("boom"));
     assert!(matches!(a.sync(), Err(GpuError::DeviceThread { .. })));
     assert!(matches!(b.sync(), Err(GpuError::DeviceThread { .. })));
-    let fresh = Gpu::dry_cuda(90).expect("always there");
+    let fresh = Gpu::dry_cuda(86).expect("always there");
     assert_eq!(fresh.sync(), Ok(()));
 }
 

@@ -6,7 +6,8 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::{Backward, BackwardParts, Modulation, backward, backward_row, forward, forward_row};
+use super::kernels::{BackwardParts, backward_row, forward_row};
+use super::{Backward, Modulation, backward, forward};
 use crate::gpu::launch::{View, launch};
 use crate::gpu::{Cost, Gpu, Tensor};
 use crate::ops::gemm::{Parts, Sum};
