@@ -2,6 +2,11 @@
 
 mod commands;
 
+/// A step makes and frees some hundred thousand small things, on one thread and on cubecl's: system allocators let these
+/// two wait for each other (docs/GPU.md, the host's share).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -9,6 +9,10 @@ use acrlpd::step::optimizer::{self, Rates};
 use acrlpd::step::schedule::micro_batch;
 use acrlpd::train::{plan, setup};
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Our own code, cubecl's client and its device thread; what the driver adds to each launch comes on top.
 #[test]
 #[ignore = "measures; run it in an optimized build: cargo test --release --test host_time -- --ignored --nocapture"]

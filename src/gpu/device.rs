@@ -6,19 +6,16 @@ use std::sync::Arc;
 use cubecl::prelude::{ComputeClient, Runtime};
 use cubecl_common::config::RuntimeConfig;
 use cubecl_common::future::block_on;
-use cubecl_common::stream_id::StreamId;
 use cubecl_runtime::config::CubeClRuntimeConfig;
 use cubecl_runtime::memory_management::MemoryAllocationMode;
 use cubecl_runtime::server::Handle;
 use cubecl_wgpu::{RuntimeOptions, WgpuRuntime, WgpuSetup, init_device};
 use wgpu::DeviceType;
 
+use super::client::Client;
 use super::device_cuda::{cuda_devices, open_cuda};
 use super::fault::Fault;
 use super::{Api, Backend, Caps, Cooperative, Dialect, Gpu, GpuError, MOST_BINDING_BYTES, Result};
-
-/// All clients use this one stream: work from any thread runs in the order it was issued.
-pub(super) const STREAM: StreamId = StreamId { value: 0 };
 
 /// What `--device` may say: `auto`, an API with an optional index (`cuda:1`, `vulkan:0`), or a CUDA device emulated on the
 /// CPU with its compute capability (`emulated:90`).
@@ -295,9 +292,7 @@ fn open_wgpu(api: Api, index: usize) -> Result<Gpu> {
         backend,
     };
     let device = init_device(setup, RuntimeOptions::default());
-    let mut client = ComputeClient::<WgpuRuntime>::load(&device);
-    // SAFETY: the stream is set once, before any work.
-    unsafe { client.set_stream(STREAM) };
+    let client = Client::<WgpuRuntime>::load(&device);
     claim(&client, &fault, &info.name)?;
     Ok(Gpu::new(Backend::Wgpu(client), caps, fault))
 }

@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use cubecl::prelude::{ComputeClient, Runtime};
 use cubecl_common::config::RuntimeConfig;
 use cubecl_cuda::{CudaDevice, CudaRuntime};
 use cubecl_runtime::config::CubeClRuntimeConfig;
 use cubecl_runtime::config::cache::CacheConfig;
 
 use super::cuda_status::{self, CudaDeviceInfo, CudaStatus, Version, cuda_status};
-use super::device::{STREAM, claim};
+use super::client::Client;
+use super::device::claim;
 use super::fault::Fault;
 use super::kernel_cache::{self, Identity, KernelCache};
 use super::{Api, Backend, Caps, Gpu, GpuError, Result};
@@ -39,9 +39,7 @@ pub(super) fn open_cuda(index: usize) -> Result<Gpu> {
     if !cache.as_ref().is_some_and(|c| c.was_filled()) {
         cuda_status::try_out(index, device)?;
     }
-    let mut client = cuda_client(index, cache.as_deref())?;
-    // SAFETY: the stream is set once, before any work.
-    unsafe { client.set_stream(STREAM) };
+    let client = cuda_client(index, cache.as_deref())?;
     claim(&client, &fault, &name)?;
     let properties = client.properties().clone();
     let hardware = &properties.hardware;
@@ -99,7 +97,7 @@ fn nvrtc_library() -> String {
 }
 
 /// cubecl's client of a CUDA device, which reads and fills `cache`.
-fn cuda_client(index: usize, cache: Option<&KernelCache>) -> Result<ComputeClient<CudaRuntime>> {
+fn cuda_client(index: usize, cache: Option<&KernelCache>) -> Result<Client<CudaRuntime>> {
     // Another device must not be opened with this one's cache, nor with another's guard.
     static OPENING: Mutex<()> = Mutex::new(());
     let _one = OPENING.lock().unwrap_or_else(|e| e.into_inner());
@@ -109,7 +107,7 @@ fn cuda_client(index: usize, cache: Option<&KernelCache>) -> Result<ComputeClien
         config.compilation.cache = Some(CacheConfig::File(cache.root().to_owned()));
         *CubeClRuntimeConfig::storage().lock() = Some(Arc::new(config));
     }
-    let client = super::fault::guarded(|| CudaRuntime::client(&CudaDevice { index }));
+    let client = super::fault::guarded(|| Client::<CudaRuntime>::load(&CudaDevice { index }));
     *CubeClRuntimeConfig::storage().lock() = Some(before);
     client.map_err(|why| {
         super::fault::explained(GpuError::DeviceThread {

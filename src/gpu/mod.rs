@@ -9,6 +9,7 @@
 
 mod arena;
 mod caps;
+mod client;
 mod cuda_check;
 mod cuda_codes;
 mod cuda_status;
@@ -40,7 +41,6 @@ mod wgsl_check;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cubecl::prelude::ComputeClient;
 use cubecl_cuda::CudaRuntime;
 use cubecl_wgpu::WgpuRuntime;
 
@@ -56,13 +56,14 @@ pub use kernel_cache::{keep_kernels, without_kernel_cache};
 pub use ledger::{Ledger, Owner, Span};
 pub use memory::MemoryUse;
 pub use profile::{Profile, ProfileRow, Roofline};
-pub(crate) use raw::{RawKernel, Source, TensorMap};
+pub(crate) use raw::{Forms, RawKernel, Source, TensorMap};
 pub use record::{Cost, Record, Share, Totals};
 pub use tensor::{Shape, Tensor};
 pub(crate) use transfer::WRITTEN;
 pub use transfer::{PendingRead, Words};
 pub use wgsl_check::{WgslFailure, WgslReport, check_wgsl};
 
+use client::Client;
 pub(crate) use dry::{CudaDry, WgpuDry};
 use fault::Fault;
 use record::Recorder;
@@ -73,10 +74,10 @@ use tensor::Storage;
 pub struct Gpu(Arc<Inner>);
 
 pub(crate) enum Backend {
-    Wgpu(ComputeClient<WgpuRuntime>),
-    Cuda(ComputeClient<CudaRuntime>),
-    Dry(ComputeClient<CudaDry>),
-    DryWgpu(ComputeClient<WgpuDry>),
+    Wgpu(Client<WgpuRuntime>),
+    Cuda(Client<CudaRuntime>),
+    Dry(Client<CudaDry>),
+    DryWgpu(Client<WgpuDry>),
     Null,
 }
 

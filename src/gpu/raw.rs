@@ -9,6 +9,7 @@
 //!   `shaders/cuda/include/prelude.cuh` in front.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Mutex;
 
 use cubecl::prelude::{CubeCount, CubeDim};
@@ -51,23 +52,34 @@ impl Source {
     /// `defines` (lines `#define NAME VALUE`), the prelude, then `file`. Each combination is made once in the life of the
     /// process: their number is that of the forms of a kernel, not of its launches.
     pub(crate) fn cuda(file: &'static str, defines: &str) -> Source {
-        static MADE: Mutex<Option<HashMap<(usize, String), Source>>> = Mutex::new(None);
-        let mut made = MADE.lock().unwrap_or_else(|e| e.into_inner());
-        let key = (file.as_ptr() as usize, defines.to_owned());
-        *made.get_or_insert_default().entry(key).or_insert_with(|| {
-            let text = format!("{defines}\n{PRELUDE}\n{file}");
-            Source::file(Box::leak(text.into_boxed_str()))
+        static MADE: Forms<(usize, String)> = Forms::new();
+        MADE.get((file.as_ptr() as usize, defines.to_owned()), |(_, defines)| {
+            Source::text(format!("{defines}\n{PRELUDE}\n{file}"))
         })
     }
 
-    /// A text that is put together at run time, once for each `form` of the kernel `entry` in the life of the process.
-    pub(crate) fn made(entry: &'static str, form: String, make: impl FnOnce() -> String) -> Source {
-        static MADE: Mutex<Option<HashMap<(&'static str, String), Source>>> = Mutex::new(None);
-        let mut made = MADE.lock().unwrap_or_else(|e| e.into_inner());
-        *made
-            .get_or_insert_default()
-            .entry((entry, form))
-            .or_insert_with(|| Source::file(Box::leak(make().into_boxed_str())))
+    /// A text that is put together at run time, and stays for the life of the process: see [`Forms`].
+    pub(crate) fn text(text: String) -> Source {
+        Source::file(Box::leak(text.into_boxed_str()))
+    }
+}
+
+/// Sources of a kernel by its form, each put together once in the life of the process: launches only look them up.
+pub(crate) struct Forms<K>(Mutex<Option<HashMap<K, Source>>>);
+
+impl<K: Eq + Hash> Forms<K> {
+    pub(crate) const fn new() -> Self {
+        Forms(Mutex::new(None))
+    }
+
+    /// The source of `form`; `make` puts it together the first time, without the lock.
+    pub(crate) fn get(&self, form: K, make: impl FnOnce(&K) -> Source) -> Source {
+        let lock = || self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(&made) = lock().get_or_insert_default().get(&form) {
+            return made;
+        }
+        let made = make(&form);
+        *lock().get_or_insert_default().entry(form).or_insert(made)
     }
 }
 

@@ -6,21 +6,21 @@ use std::pin::Pin;
 use std::sync::LazyLock;
 use std::task::{Context, Poll, Waker};
 
-use cubecl::prelude::{ComputeClient, CubeCount, Runtime};
+use cubecl::prelude::{CubeCount, Runtime};
 use cubecl_common::bytes::Bytes;
 use cubecl_common::future::block_on;
 use cubecl_runtime::server::{Handle, ServerError};
 
 use super::raw::{RawKernel, Source};
-use super::{Backend, Cost, DType, Gpu, Result, Shape, Storage, Tensor};
+use super::{Backend, Client, Cost, DType, Gpu, Result, Shape, Storage, Tensor};
 
 /// Words a unit of the copy kernel moves, so that 128 MiB fit into one dispatch dimension.
 const WORDS_PER_UNIT: usize = 16;
 const COPY_UNITS: usize = 64;
 
-/// Bytes of uploads that go through page-locked memory, which the copy engine reads while kernels run: pictures do,
-/// tables of a few kilobytes would not gain, and whole tensors would keep too much memory locked.
-const STAGED: std::ops::RangeInclusive<usize> = 256 << 10..=32 << 20;
+/// Bytes of uploads that go through page-locked memory. The driver takes up to 64 KiB of other memory at once, and waits
+/// with more; whole tensors would keep too much memory locked.
+pub(super) const LOCKED: std::ops::RangeInclusive<usize> = (64 << 10) + 1..=32 << 20;
 
 /// Elements of a tensor that are sent at a time. cubecl's pool keeps what it once took, in pages of several times the
 /// largest upload: small pieces leave the memory to the step.
@@ -66,19 +66,13 @@ impl Gpu {
                 .map_or(Storage::None, Storage::Planned);
             return Tensor::new(storage, shape, dtype, self.caps().alignment);
         }
-        let mut padded = bytes.to_vec();
-        padded.resize(whole, 0);
+        let data = aligned(bytes, whole);
+        let locked = LOCKED.contains(&whole);
         let storage = match self.backend() {
-            Backend::Wgpu(c) => Storage::Pool(c.create(Bytes::from_bytes_vec(padded))),
-            Backend::Cuda(c) => {
-                let mut data = Bytes::from_bytes_vec(padded);
-                if STAGED.contains(&data.len()) {
-                    c.staging(std::iter::once(&mut data), false);
-                }
-                Storage::Pool(c.create(data))
-            }
-            Backend::Dry(c) => Storage::Pool(c.create(Bytes::from_bytes_vec(padded))),
-            Backend::DryWgpu(c) => Storage::Pool(c.create(Bytes::from_bytes_vec(padded))),
+            Backend::Wgpu(c) => Storage::Pool(c.upload(data, false)),
+            Backend::Cuda(c) => Storage::Pool(c.upload(data, locked)),
+            Backend::Dry(c) => Storage::Pool(c.upload(data, locked)),
+            Backend::DryWgpu(c) => Storage::Pool(c.upload(data, false)),
             Backend::Null => Storage::None,
         };
         Tensor::new(storage, shape, dtype, self.caps().alignment)
@@ -240,10 +234,10 @@ impl Gpu {
             .and_then(|()| tensor.exact_handle())
             .map(|(handle, _)| handle);
         let future: Option<ReadFuture> = match (handle, self.backend()) {
-            (Some(h), Backend::Wgpu(c)) => Some(read(c.clone(), h)),
-            (Some(h), Backend::Cuda(c)) => Some(read(c.clone(), h)),
-            (Some(h), Backend::Dry(c)) => Some(read(c.clone(), h)),
-            (Some(h), Backend::DryWgpu(c)) => Some(read(c.clone(), h)),
+            (Some(h), Backend::Wgpu(c)) => Some(read(c, h)),
+            (Some(h), Backend::Cuda(c)) => Some(read(c, h)),
+            (Some(h), Backend::Dry(c)) => Some(read(c, h)),
+            (Some(h), Backend::DryWgpu(c)) => Some(read(c, h)),
             _ => None,
         };
         PendingRead {
@@ -275,7 +269,8 @@ impl AsRef<[u8]> for Words {
 }
 
 /// A read whose first poll issues the copy and does no more: on CUDA the next one waits for the device.
-fn read<R: Runtime>(client: ComputeClient<R>, handle: Handle) -> ReadFuture {
+fn read<R: Runtime>(client: &Client<R>, handle: Handle) -> ReadFuture {
+    let client = client.clone();
     Box::pin(async move {
         let arrival = client.read_async(vec![handle]);
         let mut polled = false;
@@ -329,3 +324,12 @@ impl PendingRead {
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 }
+/// A copy of `bytes` with zeros up to `whole`, aligned as cubecl wants memory to be.
+fn aligned(bytes: &[u8], whole: usize) -> Bytes {
+    let room = Vec::<u128>::with_capacity(whole.div_ceil(size_of::<u128>()));
+    let mut copy = Bytes::from_elems(room);
+    copy.extend_from_byte_slice(bytes);
+    copy.extend_from_byte_slice(&[0; 8][..whole - bytes.len()]);
+    copy
+}
+

@@ -18,10 +18,11 @@ const PERIODS: (f64, f64) = (4e-3, 4.0);
 /// `[times, D]`
 pub fn forward(times: &[f64], width: usize) -> Vec<f32> {
     let half = width / 2;
+    let periods: Vec<f64> = (0..half).map(|i| period(i, half)).collect();
     let mut out = vec![0.0; times.len() * width];
     for (line, &t) in out.chunks_mut(width).zip(times) {
-        for i in 0..half {
-            let angle = t * TAU / period(i, half);
+        for (i, period) in periods.iter().enumerate() {
+            let angle = t * TAU / period;
             line[i] = libm::sin(angle) as f32;
             line[half + i] = libm::cos(angle) as f32;
         }

@@ -15,9 +15,10 @@ use cubecl_cpp::{
     shared::*,
 };
 use cubecl_cuda::CudaCompiler;
-use cubecl_runtime::{kernel::CompiledKernel, runtime::Runtime};
+use cubecl_runtime::kernel::CompiledKernel;
 
 use super::{Dry, DryDevice, Target};
+use crate::gpu::client::Client;
 use crate::gpu::{Api, Backend, Caps, Gpu, GpuError, Result, device, emulator, fault::Fault};
 
 /// The runtime of [`Gpu::dry_cuda`] and [`Gpu::emulated_cuda`]. A device's number is its compute capability, and
@@ -62,9 +63,7 @@ fn cuda_without_device(arch: u32, api: Api) -> Result<Gpu> {
     }
     device::own_config();
     let fault = Fault::default();
-    let mut client = CudaDry::client(&DryDevice::new(number + arch as u16));
-    // SAFETY: the stream is set once, before any work.
-    unsafe { client.set_stream(device::STREAM) };
+    let client = Client::<CudaDry>::load(&DryDevice::new(number + arch as u16));
     device::claim(&client, &fault, &name)?;
     let model = Model::of(arch);
     let caps = Caps {

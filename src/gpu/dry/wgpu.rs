@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use cubecl_common::profile::TimingMethod;
 use cubecl_core::WgpuCompilationOptions;
 use cubecl_core::ir::{features::TypeUsage, *};
-use cubecl_runtime::{kernel::CompiledKernel, runtime::Runtime};
+use cubecl_runtime::kernel::CompiledKernel;
 use cubecl_wgpu::{AutoCompiler, WgslCompiler};
 
 use super::{Dry, DryDevice, Target};
+use crate::gpu::client::Client;
 use crate::gpu::{Api, Backend, Caps, Gpu, Result, device, fault::Fault};
 
 /// The runtime of [`Gpu::dry_wgpu`]. The two lowest bits of a device's number are its abilities; the rest tells it from
@@ -30,9 +31,7 @@ impl Gpu {
         let mut index = OPENED.fetch_add(1, Ordering::Relaxed).wrapping_mul(SERIAL);
         index |= if caps.wide_loads { INT64 } else { 0 } | if caps.f16 { F16 } else { 0 };
         let fault = Fault::default();
-        let mut client = WgpuDry::client(&DryDevice::new(index));
-        // SAFETY: the stream is set once, before any work.
-        unsafe { client.set_stream(device::STREAM) };
+        let client = Client::<WgpuDry>::load(&DryDevice::new(index));
         device::claim(&client, &fault, &caps.name)?;
         let caps = Caps {
             api: Api::WgpuDry,

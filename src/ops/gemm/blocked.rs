@@ -5,7 +5,7 @@ use cubecl::prelude::CubeCount;
 
 use super::Call;
 use super::wgsl::{self, Form};
-use crate::gpu::{Caps, Cost, Gpu, RawKernel, Source};
+use crate::gpu::{Caps, Cost, Forms, Gpu, RawKernel, Source};
 
 const SLICE: &str = include_str!("../../../shaders/wgsl/include/gemm_slice.wgsl");
 const MAIN: &str = include_str!("../../../shaders/wgsl/gemm_blocked.wgsl");
@@ -23,10 +23,10 @@ pub(super) fn takes(caps: &Caps, grid: [usize; 3]) -> bool {
 
 pub(super) fn launch_blocked(gpu: &Gpu, cost: Cost, call: &Call<'_>) {
     let [m, n, matrices] = call.grid;
-    let form = Form::new(call);
+    static FORMS: Forms<Form> = Forms::new();
     let kernel = RawKernel {
         entry: "gemm_blocked",
-        wgsl: Source::made("gemm_blocked", form.key(), || source(&form)),
+        wgsl: FORMS.get(Form::new(call), |form| Source::text(source(form))),
         cuda: Source::NONE,
         units: UNITS,
         shared_bytes: 0,

@@ -8,7 +8,7 @@ use cubecl::prelude::CubeCount;
 use super::wgsl::{self, Form};
 use super::{Call, Gemm, emulated};
 use crate::gpu::raw::fill_in;
-use crate::gpu::{Caps, Cooperative, Cost, DType, Dialect, Gpu, RawKernel, Source, Tensor};
+use crate::gpu::{Caps, Cooperative, Cost, DType, Dialect, Forms, Gpu, RawKernel, Source, Tensor};
 
 const STAGE: &str = include_str!("../../../shaders/wgsl/include/gemm_stage.wgsl");
 const MAIN: &str = include_str!("../../../shaders/wgsl/gemm_cooperative.wgsl");
@@ -18,7 +18,7 @@ const DEPTH: usize = 32;
 /// Fewest rows and columns: below, most of a tile lies outside.
 const LEAST: usize = 16;
 /// What a source is made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Layout {
     /// Side of a tile of C; it has two units a row.
     tile: usize,
@@ -115,10 +115,10 @@ pub(super) fn launch_cooperative(gpu: &Gpu, cost: Cost, call: &Call<'_>) {
     let form = Form::new(call);
     let layout = layout(gpu.caps(), [call.a, call.b], form.along_k(), call.grid).expect("matrix units");
     let [m, n, matrices] = call.grid;
-    let key = format!("{layout:?} {}", form.key());
+    static FORMS: Forms<(Form, Layout)> = Forms::new();
     let kernel = RawKernel {
         entry: "gemm_cooperative",
-        wgsl: Source::made("gemm_cooperative", key, || source(&form, &layout)),
+        wgsl: FORMS.get((form, layout), |(form, layout)| Source::text(source(form, layout))),
         cuda: Source::NONE,
         units: layout.units() as u32,
         shared_bytes: 0,

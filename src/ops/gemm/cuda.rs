@@ -1,7 +1,7 @@
 //! What the kernels for CUDA's tensor cores share: when they apply, how a product is cut, what is compiled in, and
 //! their scalars. The other half is `shaders/cuda/include/gemm.cuh`.
 
-use super::{Act, Call, Gemm, Kernel, Map, Mat, mma, wgmma};
+use super::{Act, Call, Config, Gemm, Kernel, Map, Mat, mma, wgmma};
 use crate::gpu::{Caps, DType, Tensor};
 
 /// Most rows of tiles walked together. Tiles are twice as wide as high or square, and some 132 are under way at a time:
@@ -78,44 +78,70 @@ impl Tiling {
     }
 }
 
-/// What is compiled into both kernels, one definition a line.
-pub(super) fn defines(call: &Call<'_>) -> String {
-    let cfg = &call.config;
-    // Stand-ins for absent operands are never read.
-    let name = |t: &Tensor, used: bool| match t.dtype() {
-        DType::Bf16 if used => "bf16",
-        _ => "float",
-    };
-    let extra = match cfg.extra {
-        None => 0,
-        Some(Map::Same) => 1,
-        Some(Map::Modulo) => 2,
-        Some(Map::Index) => 3,
-    };
-    let act = match cfg.act {
-        Act::None => 0,
-        Act::Gelu => 1,
-        Act::Swish => 2,
-    };
-    let words = [
-        ("TYPE_C", name(call.c, true).to_owned()),
-        ("TYPE_BIAS", name(call.bias, cfg.bias).to_owned()),
-        ("TYPE_EXTRA", name(call.extra, cfg.extra.is_some()).to_owned()),
-        ("MN_A", (cfg.a_transposed as u32).to_string()),
-        ("MN_B", (!cfg.b_transposed as u32).to_string()),
-        ("BIAS", (cfg.bias as u32).to_string()),
-        ("SCALED", (cfg.scaled as u32).to_string()),
-        ("EXTRA", extra.to_string()),
-        ("PRE", (cfg.pre as u32).to_string()),
-        ("ACT", act.to_string()),
-        ("ACCUMULATE", (cfg.accumulate as u32).to_string()),
-        ("GATED", (cfg.gated as u32).to_string()),
-        ("WIDE", (vectors(call) as u32).to_string()),
-    ];
-    words
-        .iter()
-        .map(|(name, value)| format!("#define {name} {value}\n"))
-        .collect()
+/// What is compiled into both kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Form {
+    config: Config,
+    /// Types of C, and of what the epilogue reads.
+    c: DType,
+    bias: Option<DType>,
+    extra: Option<DType>,
+    vectors: bool,
+}
+
+impl Form {
+    pub(super) fn new(call: &Call<'_>) -> Form {
+        let config = call.config;
+        // Stand-ins for absent operands are never read.
+        let of = |t: &Tensor, used: bool| used.then(|| t.dtype());
+        Form {
+            config,
+            c: call.c.dtype(),
+            bias: of(call.bias, config.bias),
+            extra: of(call.extra, config.extra.is_some()),
+            vectors: vectors(call),
+        }
+    }
+
+    /// One definition a line.
+    pub(super) fn defines(&self) -> String {
+        let cfg = &self.config;
+        let name = |dtype: Option<DType>| match dtype {
+            Some(DType::Bf16) => "bf16",
+            _ => "float",
+        };
+        let extra = match cfg.extra {
+            None => 0,
+            Some(Map::Same) => 1,
+            Some(Map::Modulo) => 2,
+            Some(Map::Index) => 3,
+        };
+        let act = match cfg.act {
+            Act::None => 0,
+            Act::Gelu => 1,
+            Act::Swish => 2,
+        };
+        let types = [
+            ("TYPE_C", name(Some(self.c))),
+            ("TYPE_BIAS", name(self.bias)),
+            ("TYPE_EXTRA", name(self.extra)),
+        ];
+        let numbers = [
+            ("MN_A", cfg.a_transposed as u32),
+            ("MN_B", !cfg.b_transposed as u32),
+            ("BIAS", cfg.bias as u32),
+            ("SCALED", cfg.scaled as u32),
+            ("EXTRA", extra),
+            ("PRE", cfg.pre as u32),
+            ("ACT", act),
+            ("ACCUMULATE", cfg.accumulate as u32),
+            ("GATED", cfg.gated as u32),
+            ("WIDE", self.vectors as u32),
+        ];
+        let types = types.into_iter().map(|(name, value)| format!("#define {name} {value}\n"));
+        let numbers = numbers.into_iter().map(|(name, value)| format!("#define {name} {value}\n"));
+        types.chain(numbers).collect()
+    }
 }
 
 /// May the epilogue move 8 bytes of C and of what is stored before the activation, and pairs of the rest?

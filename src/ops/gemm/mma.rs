@@ -4,8 +4,8 @@
 use cubecl::prelude::CubeCount;
 
 use super::Call;
-use super::cuda::{self, Tiling};
-use crate::gpu::{Cost, Gpu, RawKernel, Source, Tensor};
+use super::cuda::{self, Form, Tiling};
+use crate::gpu::{Cost, Forms, Gpu, RawKernel, Source, Tensor};
 
 const SOURCE: &str = concat!(
     include_str!("../../../shaders/cuda/include/gemm.cuh"),
@@ -43,15 +43,16 @@ pub(super) fn launch_mma(gpu: &Gpu, cost: Cost, call: &Call<'_>) -> Option<Tenso
 
 fn launch(gpu: &Gpu, cost: Cost, call: &Call<'_>, tiling: &Tiling) {
     let [m, n, matrices] = call.grid;
-    let defines = format!(
-        "{}#define GROUPED {}\n",
-        cuda::defines(call),
-        call.config.grouped as u32
-    );
+    static FORMS: Forms<(Form, bool)> = Forms::new();
+    let form = (Form::new(call), call.config.grouped);
+    let source = FORMS.get(form, |&(form, grouped)| {
+        let defines = format!("{}#define GROUPED {}\n", form.defines(), grouped as u32);
+        Source::cuda(SOURCE, &defines)
+    });
     let kernel = RawKernel {
         entry: "gemm_mma",
         wgsl: Source::NONE,
-        cuda: Source::cuda(SOURCE, &defines),
+        cuda: source,
         units: THREADS,
         shared_bytes: SHARED_BYTES,
     };

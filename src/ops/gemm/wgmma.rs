@@ -3,9 +3,9 @@
 
 use cubecl::prelude::CubeCount;
 
-use super::cuda::{self, Tiling};
+use super::cuda::{self, Form, Tiling};
 use super::{Call, Gemm, Mat};
-use crate::gpu::{Cost, Gpu, RawKernel, Source, Tensor, TensorMap};
+use crate::gpu::{Cost, Forms, Gpu, RawKernel, Source, Tensor, TensorMap};
 
 const SOURCE: &str = concat!(
     include_str!("../../../shaders/cuda/include/gemm.cuh"),
@@ -92,11 +92,15 @@ fn launch(gpu: &Gpu, cost: Cost, call: &Call<'_>, tiling: &Tiling) {
             s.ld_b,
         ),
     ];
-    let defines = format!("{}#define TILE_N {}\n", cuda::defines(call), tiling.columns * halves);
+    static FORMS: Forms<(Form, usize)> = Forms::new();
+    let form = (Form::new(call), tiling.columns * halves);
+    let source = FORMS.get(form, |(form, width)| {
+        Source::cuda(SOURCE, &format!("{}#define TILE_N {width}\n", form.defines()))
+    });
     let kernel = RawKernel {
         entry: "gemm_wgmma",
         wgsl: Source::NONE,
-        cuda: Source::cuda(SOURCE, &defines),
+        cuda: source,
         units: THREADS,
         shared_bytes: SHARED_BYTES,
     };

@@ -9,10 +9,10 @@ const COMMON: &str = include_str!("../../../shaders/wgsl/include/gemm.wgsl");
 const READ: &str = include_str!("../../../shaders/wgsl/include/gemm_read.wgsl");
 
 /// The form of a launch: all that its source depends on, apart from the kernel's own.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Form {
     /// Names of the buffers and the types of their elements, in order.
-    buffers: Vec<(&'static str, String)>,
+    buffers: Vec<(&'static str, &'static str)>,
     flags: Vec<&'static str>,
     /// Four neighbours at a time.
     quad_a: bool,
@@ -60,9 +60,10 @@ impl Form {
             && (!cfg.pre || quads(call.pre, s.n, &[s.ld_pre, s.stride_pre]))
             && (!cfg.bias || quads(call.bias, s.n, &[s.stride_bias]))
             && (cfg.extra.is_none() || quads(call.extra, s.n, &[s.ld_extra, s.stride_extra]));
-        let of = |tensor: &Tensor, quad: bool| match quad {
-            true => format!("vec4<{}>", scalar(tensor.dtype())),
-            false => scalar(tensor.dtype()).to_owned(),
+        let of = |tensor: &Tensor, quad: bool| match (tensor.dtype(), quad) {
+            (DType::F16, true) => "vec4<f16>",
+            (_, true) => "vec4<f32>",
+            (dtype, false) => scalar(dtype),
         };
         let index = cfg.extra == Some(Map::Index);
         let present = [
@@ -72,8 +73,8 @@ impl Form {
             ("bias", cfg.bias, of(call.bias, quad_c)),
             ("extra", cfg.extra.is_some(), of(call.extra, quad_c)),
             ("pre", cfg.pre, of(call.pre, quad_c)),
-            ("index", index, "u32".to_owned()),
-            ("table", cfg.grouped, "u32".to_owned()),
+            ("index", index, "u32"),
+            ("table", cfg.grouped, "u32"),
         ];
         let flags = [
             ("GROUPED", cfg.grouped),
@@ -103,11 +104,6 @@ impl Form {
             quad_c,
             half_c: call.c.dtype() == DType::F16,
         }
-    }
-
-    /// Tells this form from all others.
-    pub(super) fn key(&self) -> String {
-        format!("{self:?}")
     }
 
     /// Declarations of the buffers, the part that all kernels share, and how they read A and B.

@@ -8,8 +8,8 @@
 use cubecl::prelude::CubeCount;
 
 use super::super::{Attention, Forward, Plan, call};
-use super::{HOPPER_DIM, MANY_ITEMS, Tiles, aligned, defines, hopper, kernel, place, places, scale};
-use crate::gpu::{Cost, Gpu, Tensor};
+use super::{Form, HOPPER_DIM, MANY_ITEMS, Tiles, aligned, hopper, kernel, place, places, scale};
+use crate::gpu::{Cost, Forms, Gpu, Tensor};
 
 const SOURCE: &str = source!("attention_forward.cu");
 const COMBINE: &str = source!("attention_combine.cu");
@@ -77,24 +77,21 @@ pub(in super::super) fn forward(gpu: &Gpu, call: &Forward<'_>) {
     } else {
         parts(gpu, plan, tiles, blocks * sequences * heads.kv)
     };
-    let defines = format!(
-        "{}#define OWN {}\n#define LSE {}\n#define PARTS {parts}\n\
-         #define Q_ALIGNED {of_q}\n#define KV_ALIGNED {of_keys}\n#define OWN_ALIGNED {of_own}\n",
-        defines(heads, tiles),
-        own.is_some() as u32,
-        lse.is_some() as u32,
-    );
-    let kernel = if hopper {
-        kernel("attention_forward_hopper", HOPPER, &defines, tiles, hopper_bytes())
+    static FORMS: Forms<(&str, Form<6>)> = Forms::new();
+    let more = [
+        ("OWN", own.is_some() as u32),
+        ("LSE", lse.is_some() as u32),
+        ("PARTS", parts as u32),
+        ("Q_ALIGNED", of_q),
+        ("KV_ALIGNED", of_keys),
+        ("OWN_ALIGNED", of_own),
+    ];
+    let (file, shared) = if hopper {
+        (("attention_forward_hopper", HOPPER), hopper_bytes())
     } else {
-        kernel(
-            "attention_forward",
-            SOURCE,
-            &defines,
-            tiles,
-            shared_bytes(tiles, heads.dim),
-        )
+        (("attention_forward", SOURCE), shared_bytes(tiles, heads.dim))
     };
+    let kernel = kernel(&FORMS, file, Form::new(heads, tiles, more), shared);
     let shared = (parts > 1).then(|| {
         let rows = parts * sequences * heads.kv * items;
         (gpu.f32([rows, heads.dim]), gpu.f32([rows, 2]))
@@ -154,14 +151,12 @@ fn combine(
     let (heads, tiles) = (a.heads, COMBINE_TILES);
     let items = plan.longest() * heads.group();
     let written = lse.unwrap_or(o);
-    let defines = format!(
-        "{}#define PARTS {parts}\n#define LSE {}\n",
-        defines(heads, tiles),
-        lse.is_some() as u32
-    );
+    static FORMS: Forms<(&str, Form<2>)> = Forms::new();
+    let more = [("PARTS", parts as u32), ("LSE", lse.is_some() as u32)];
+    let form = Form::new(heads, tiles, more);
     gpu.launch_raw(
         Cost::moving("attention_combine", call::bytes(&[sums, statistics, o])),
-        &kernel("attention_combine", COMBINE, &defines, tiles, 0),
+        &kernel(&FORMS, ("attention_combine", COMBINE), form, 0),
         CubeCount::Static(
             items.div_ceil(tiles.rows) as u32,
             plan.sequences.len() as u32,

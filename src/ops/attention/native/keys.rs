@@ -3,8 +3,8 @@
 use cubecl::prelude::CubeCount;
 
 use super::super::BackwardKeys;
-use super::{HOPPER_DIM, Tiles, aligned, defines, gradient, hopper, kernel, place, places, scale};
-use crate::gpu::Gpu;
+use super::{Form, HOPPER_DIM, Tiles, aligned, hopper, kernel, place, places, scale};
+use crate::gpu::{Forms, Gpu};
 
 const SOURCE: &str = source!("attention_backward_keys.cu");
 const HOPPER: &str = source!("attention_backward_keys_hopper.cu");
@@ -68,26 +68,21 @@ pub(in super::super) fn backward_keys(gpu: &Gpu, call: &BackwardKeys<'_>) {
     let of_do = aligned(d_o, &[0], heads);
     let hopper = plan.longest() >= MANY_KEYS && hopper(gpu, heads, &[of_q, of_keys, of_do], hopper_bytes());
     let tiles = if hopper { HOPPER_TILES } else { tiles(gpu, heads.dim) };
-    let defines = format!(
-        "{}#define SPLIT {}\n#define ADD {}\n#define GRADIENT {}\n\
-         #define Q_ALIGNED {of_q}\n#define KV_ALIGNED {of_keys}\n#define DO_ALIGNED {of_do}\n",
-        defines(heads, tiles),
-        split(tiles),
-        add as u32,
-        gradient(dkeys.rows),
-    );
-    let kernel = if hopper {
-        kernel(
-            "attention_backward_keys_hopper",
-            HOPPER,
-            &defines,
-            tiles,
-            hopper_bytes(),
-        )
+    static FORMS: Forms<(&str, Form<5>)> = Forms::new();
+    let more = [
+        ("SPLIT", split(tiles) as u32),
+        ("ADD", add as u32),
+        ("Q_ALIGNED", of_q),
+        ("KV_ALIGNED", of_keys),
+        ("DO_ALIGNED", of_do),
+    ];
+    let (file, shared) = if hopper {
+        (("attention_backward_keys_hopper", HOPPER), hopper_bytes())
     } else {
-        let shared = shared_bytes(tiles, heads.dim);
-        kernel("attention_backward_keys", SOURCE, &defines, tiles, shared)
+        (("attention_backward_keys", SOURCE), shared_bytes(tiles, heads.dim))
     };
+    let form = Form::new(heads, tiles, more).gradient(dkeys.rows);
+    let kernel = kernel(&FORMS, file, form, shared);
     let ([q_at, q_ld], [k, v, kv_ld], [dk, dv, dkv_ld]) = (place(q), places(keys), places(dkeys));
     gpu.launch_raw(
         call.cost(),

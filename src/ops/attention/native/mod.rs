@@ -26,8 +26,7 @@ pub(super) use keys::backward_keys;
 pub(super) use queries::backward_queries;
 
 use super::{Columns, Keys, Operand};
-use crate::gpu::raw::{RawKernel, Source};
-use crate::gpu::{DType, Gpu, Tensor};
+use crate::gpu::{DType, Forms, Gpu, RawKernel, Source, Tensor};
 use crate::ops::rope::Heads;
 
 /// Largest head whose rows of results fit into the registers of a warp.
@@ -55,7 +54,7 @@ pub(super) fn takes(gpu: &Gpu, heads: Heads, operands: &[Operand<'_>], results: 
 }
 
 /// How the work is cut: a block has `rows` items (or keys) and walks over the other side `columns` at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tiles {
     warps: usize,
     rows: usize,
@@ -116,25 +115,55 @@ fn pitch(dim: usize) -> usize {
     depth(dim) + 8
 }
 
-/// What all kernels have compiled in.
-fn defines(heads: Heads, tiles: Tiles) -> String {
-    format!(
-        "#define DIM {}\n#define GROUP {}\n#define Q_HEADS {}\n#define KV_HEADS {}\n\
-         #define WARPS {}\n#define TILE_M {}\n#define TILE_N {}\n#define STAGES {}\n",
-        heads.dim,
-        heads.group(),
-        heads.q,
-        heads.kv,
-        tiles.warps,
-        tiles.rows,
-        tiles.columns,
-        tiles.stages
-    )
+/// What a kernel has compiled in, with N definitions of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Form<const N: usize> {
+    heads: Heads,
+    tiles: Tiles,
+    /// Gradients are stored as f32.
+    wide: bool,
+    more: [(&'static str, u32); N],
 }
 
-/// The type of a gradient.
-fn gradient(rows: &Tensor) -> &'static str {
-    if rows.dtype() == DType::F32 { "float" } else { "bf16" }
+impl<const N: usize> Form<N> {
+    fn new(heads: Heads, tiles: Tiles, more: [(&'static str, u32); N]) -> Self {
+        Form {
+            heads,
+            tiles,
+            wide: false,
+            more,
+        }
+    }
+
+    /// Gradients as `rows` stores them.
+    fn gradient(self, rows: &Tensor) -> Self {
+        Form {
+            wide: rows.dtype() == DType::F32,
+            ..self
+        }
+    }
+
+    /// One definition a line.
+    fn defines(&self) -> String {
+        let Form { heads, tiles, wide, .. } = *self;
+        let numbers = [
+            ("DIM", heads.dim),
+            ("GROUP", heads.group()),
+            ("Q_HEADS", heads.q),
+            ("KV_HEADS", heads.kv),
+            ("WARPS", tiles.warps),
+            ("TILE_M", tiles.rows),
+            ("TILE_N", tiles.columns),
+            ("STAGES", tiles.stages),
+        ];
+        let more = self.more.map(|(name, value)| (name, value as usize));
+        let lines = numbers
+            .into_iter()
+            .chain(more)
+            .map(|(name, value)| format!("#define {name} {value}\n"));
+        let gradient = if wide { "float" } else { "bf16" };
+        lines.collect::<String>() + &format!("#define GRADIENT {gradient}\n")
+    }
 }
 
 /// 1 if every head from these columns on starts at a multiple of 16 bytes.
@@ -144,12 +173,18 @@ fn aligned(rows: &Tensor, columns: &[usize], heads: Heads) -> u32 {
     eights.into()
 }
 
-fn kernel(entry: &'static str, file: &'static str, defines: &str, tiles: Tiles, shared_bytes: usize) -> RawKernel {
+/// The kernel `entry` of `file` in this form; `forms` has those of all its files.
+fn kernel<const N: usize>(
+    forms: &Forms<(&'static str, Form<N>)>,
+    (entry, file): (&'static str, &'static str),
+    form: Form<N>,
+    shared_bytes: usize,
+) -> RawKernel {
     RawKernel {
         entry,
         wgsl: Source::NONE,
-        cuda: Source::cuda(file, defines),
-        units: 32 * tiles.warps as u32,
+        cuda: forms.get((entry, form), |(_, form)| Source::cuda(file, &form.defines())),
+        units: 32 * form.tiles.warps as u32,
         shared_bytes,
     }
 }

@@ -3,8 +3,8 @@
 use cubecl::prelude::CubeCount;
 
 use super::super::BackwardQueries;
-use super::{HOPPER_DIM, MANY_ITEMS, Tiles, aligned, defines, gradient, hopper, kernel, place, places, scale};
-use crate::gpu::Gpu;
+use super::{Form, HOPPER_DIM, MANY_ITEMS, Tiles, aligned, hopper, kernel, place, places, scale};
+use crate::gpu::{Forms, Gpu};
 
 const SOURCE: &str = source!("attention_backward_queries.cu");
 const HOPPER: &str = source!("attention_backward_queries_hopper.cu");
@@ -61,20 +61,21 @@ pub(in super::super) fn backward_queries(gpu: &Gpu, call: &BackwardQueries<'_>) 
     } else {
         tiles(gpu, heads.dim, items)
     };
-    let defines = format!(
-        "{}#define OWN {}\n#define GRADIENT {}\n\
-         #define Q_ALIGNED {of_q}\n#define KV_ALIGNED {of_keys}\n#define OWN_ALIGNED {of_own}\n#define DO_ALIGNED {of_do}\n",
-        defines(heads, tiles),
-        own.is_some() as u32,
-        gradient(dq.rows),
-    );
-    let kernel = if hopper {
-        let entry = "attention_backward_queries_hopper";
-        kernel(entry, HOPPER, &defines, tiles, hopper_bytes())
+    static FORMS: Forms<(&str, Form<5>)> = Forms::new();
+    let more = [
+        ("OWN", own.is_some() as u32),
+        ("Q_ALIGNED", of_q),
+        ("KV_ALIGNED", of_keys),
+        ("OWN_ALIGNED", of_own),
+        ("DO_ALIGNED", of_do),
+    ];
+    let (file, shared) = if hopper {
+        (("attention_backward_queries_hopper", HOPPER), hopper_bytes())
     } else {
-        let shared = shared_bytes(tiles, heads.dim);
-        kernel("attention_backward_queries", SOURCE, &defines, tiles, shared)
+        (("attention_backward_queries", SOURCE), shared_bytes(tiles, heads.dim))
     };
+    let form = Form::new(heads, tiles, more).gradient(dq.rows);
+    let kernel = kernel(&FORMS, file, form, shared);
     let ([q_at, q_ld], [k, v, kv_ld], [own_k, own_v, own_ld]) = (place(q), places(keys), places(second));
     let [dq_at, dq_ld] = place(dq);
     gpu.launch_raw(
