@@ -7,7 +7,7 @@ use acrlpd::files;
 use acrlpd::model::tables::{self, Pi0Units};
 use acrlpd::train::TrainError;
 use acrlpd::train::plan::map::Group;
-use acrlpd::train::plan::{self, Plan, cards, fit, svg};
+use acrlpd::train::plan::{self, Plan, advice, cards, fit, svg};
 use acrlpd::train::recipe;
 
 use super::Outcome;
@@ -90,7 +90,7 @@ fn verdict(args: &Args, config: &Config, plan: &Plan, room: u64) -> anyhow::Resu
         println!("{of}: it fits");
         return Ok(());
     }
-    let advice = fit::advice(config, plan, &fit::planning(device), args.prompt_tokens, room)?;
+    let advice = advice::advice(config, plan, &fit::planning(device), args.prompt_tokens, room)?;
     println!("{of}: it does NOT fit; {advice}");
     Ok(())
 }

@@ -7,8 +7,8 @@ use cubecl_cuda::{CudaDevice, CudaRuntime};
 use cubecl_runtime::config::CubeClRuntimeConfig;
 use cubecl_runtime::config::cache::CacheConfig;
 
-use super::cuda_status::{self, CudaDeviceInfo, CudaStatus, Version, cuda_status};
 use super::client::Client;
+use super::cuda_status::{self, CudaDeviceInfo, CudaStatus, Version, cuda_status};
 use super::device::claim;
 use super::fault::Fault;
 use super::kernel_cache::{self, Identity, KernelCache};

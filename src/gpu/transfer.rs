@@ -332,4 +332,3 @@ fn aligned(bytes: &[u8], whole: usize) -> Bytes {
     copy.extend_from_byte_slice(&[0; 8][..whole - bytes.len()]);
     copy
 }
-

@@ -10,7 +10,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::params::{ParamTensor, Part, Placement};
+use super::params::ParamTensor;
+use super::placement::{Part, Placement};
 use super::store::ParamStore;
 use crate::gpu::{Gpu, Tensor};
 use crate::ops::reduce::Scattered;

@@ -23,6 +23,7 @@ pub mod layout;
 pub mod lookup;
 pub mod merge;
 pub mod params;
+mod placement;
 pub mod prefix;
 mod prefix_backward;
 pub mod projection;

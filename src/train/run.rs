@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::error::{Result, TrainError};
 use super::lock::Lock;
 use super::metrics::{Log, Row};
-use super::plan::{self, Plan, fit};
+use super::plan::{self, Plan, advice};
 use super::setup::{self, Source};
 use super::signals::{self, Stop};
 use super::snapshot;
@@ -261,7 +261,7 @@ fn reserve(gpu: &Gpu, plan: &Plan, options: &Options) -> Result<()> {
     };
     let room = memory.map(|bytes| (bytes as f64 * options.memory_fraction) as u64);
     if let Some(room) = room.filter(|room| plan.reserved_bytes > *room) {
-        let advice = fit::advice(&options.config, plan, caps, PLANNED_TOKENS, room)?;
+        let advice = advice::advice(&options.config, plan, caps, PLANNED_TOKENS, room)?;
         return Err(GpuError::TooLarge {
             device: caps.name.clone(),
             needs: plan.reserved_bytes,

@@ -138,8 +138,12 @@ impl Form {
             ("GATED", cfg.gated as u32),
             ("WIDE", self.vectors as u32),
         ];
-        let types = types.into_iter().map(|(name, value)| format!("#define {name} {value}\n"));
-        let numbers = numbers.into_iter().map(|(name, value)| format!("#define {name} {value}\n"));
+        let types = types
+            .into_iter()
+            .map(|(name, value)| format!("#define {name} {value}\n"));
+        let numbers = numbers
+            .into_iter()
+            .map(|(name, value)| format!("#define {name} {value}\n"));
         types.chain(numbers).collect()
     }
 }

@@ -6,8 +6,10 @@
 //! | [`map`] | which memory is whose, and when |
 //! | [`svg`] | the same as a drawing |
 //! | [`fit`] | what would make a step fit that does not |
+//! | [`advice`] | the same as a sentence |
 //! | [`cards`] | the best settings for cards of usual sizes |
 
+pub mod advice;
 pub mod cards;
 pub mod fit;
 pub mod map;
