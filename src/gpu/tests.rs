@@ -151,6 +151,29 @@ fn a_panic_on_the_device_thread_is_an_error() {
     );
 }
 
+/// Its operand has a shape, which is metadata of a length that cubecl does not know.
+#[cube(launch_unchecked)]
+fn shaped(x: &mut cubecl::prelude::Tensor<f32>) {
+    x[UNIT_POS as usize] = x.shape(0) as f32;
+}
+
+#[test]
+fn sizes_that_cuda_would_upload_for_every_launch_are_an_error() {
+    // One dry device of an architecture in a process: no other test uses this one.
+    let gpu = Gpu::dry_cuda(89).expect("always there");
+    let x = gpu.f32([64]);
+    let Backend::Dry(client) = gpu.backend() else {
+        unreachable!("it is dry")
+    };
+    // SAFETY: the operand is as large as it says.
+    unsafe {
+        let operand = TensorArg::from_raw_parts(x.bound_handle(), [1].into(), [64].into());
+        shaped::launch_unchecked::<CudaDry>(client, ONE, CubeDim::new_1d(64), operand);
+    }
+    let error = gpu.sync().expect_err("it was taken");
+    assert!(error.to_string().contains("upload for every launch"), "{error}");
+}
+
 #[test]
 fn all_who_opened_a_device_learn_of_a_panic() {
     // There is one dry device of an architecture in a process, and one thread for it. No other test uses this one.

@@ -96,6 +96,10 @@ impl<T: Target> DryServer<T> {
             buffers: arguments.buffers.len(),
             info_words: 2 * arguments.info.data.len(),
         };
+        // cubecl-cuda copies that part to the device before each launch, through memory that it waits for now and then.
+        if self.arch > 0 && arguments.info.dynamic_metadata_offset < arguments.info.data.len() {
+            return Err("has sizes that CUDA would have to upload for every launch".into());
+        }
         self.lower(&id, kernel, operands, mode)?;
         let Some(emulator) = self.emulator.as_mut().filter(|e| e.knows(&id)) else {
             return Ok(());
