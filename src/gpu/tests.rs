@@ -151,6 +151,13 @@ fn a_panic_on_the_device_thread_is_an_error() {
     );
 }
 
+/// There is one dry device of an architecture in a process, and one thread for it: those who break sm_86's do so one after
+/// the other, and no other test uses it.
+fn breakable() -> impl Drop {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// Its operand has a shape, which is metadata of a length that cubecl does not know.
 #[cube(launch_unchecked)]
 fn shaped(x: &mut cubecl::prelude::Tensor<f32>) {
@@ -159,8 +166,8 @@ fn shaped(x: &mut cubecl::prelude::Tensor<f32>) {
 
 #[test]
 fn sizes_that_cuda_would_upload_for_every_launch_are_an_error() {
-    // One dry device of an architecture in a process: no other test uses this one.
-    let gpu = Gpu::dry_cuda(89).expect("always there");
+    let _alone = breakable();
+    let gpu = Gpu::dry_cuda(86).expect("always there");
     let x = gpu.f32([64]);
     let Backend::Dry(client) = gpu.backend() else {
         unreachable!("it is dry")
@@ -176,7 +183,7 @@ fn sizes_that_cuda_would_upload_for_every_launch_are_an_error() {
 
 #[test]
 fn all_who_opened_a_device_learn_of_a_panic() {
-    // There is one dry device of an architecture in a process, and one thread for it. No other test uses this one.
+    let _alone = breakable();
     let (a, b) = (
         Gpu::dry_cuda(86).expect("always there"),
         Gpu::dry_cuda(86).expect("always there"),
