@@ -27,6 +27,7 @@ use super::{DryKernel, Operands, Recording, Target};
 use crate::gpu::emulator::Emulator;
 use crate::gpu::{GpuError, fault};
 
+/// The server of a dry device, on cubecl's thread of it.
 #[derive(Debug)]
 pub(crate) struct DryServer<T: Target> {
     profiler: TimestampProfiler,
