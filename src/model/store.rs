@@ -63,9 +63,10 @@ impl ParamStore {
         }
     }
 
-    /// Values of all groups, set to zero. Those that learn, or some rows of which do, are f32 in two halves ([`split`](crate::ops::split)): [`ParamStore::group`] and
-    /// [`ParamStore::parts`] give the high ones, in bf16; everything else sees the f32 values. Those that do not learn
-    /// have the high half alone: nothing of them will ever be too small for it.
+    /// Values of all groups, set to zero. Those that learn, or some rows of which do, are f32 in two halves
+    /// ([`split`](crate::ops::split)): [`ParamStore::group`] and [`ParamStore::parts`] give the high ones, in bf16;
+    /// everything else sees the f32 values. Those that do not learn have the high half alone: nothing of them will ever be
+    /// too small for it.
     pub fn halves(gpu: &Gpu, placement: Arc<Placement>) -> ParamStore {
         let whole = &placement.pages[..placement.whole.min(placement.pages.len())];
         let low = gpu.owned("low halves", || pages(gpu, whole, DType::U16));
