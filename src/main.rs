@@ -3,7 +3,7 @@
 mod commands;
 
 /// A step makes and frees some hundred thousand small things, on one thread and on cubecl's: system allocators let these
-/// two wait for each other (docs/GPU.md, the host's share).
+/// two wait for each other (docs/GPU.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
