@@ -2,11 +2,6 @@
 
 mod commands;
 
-/// A step makes and frees some hundred thousand small things, on one thread and on cubecl's: system allocators let these
-/// two wait for each other (docs/GPU.md).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -16,6 +11,11 @@ use acrlpd::files::fault;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+
+/// A step makes and frees some hundred thousand small things, on one thread and on cubecl's: system allocators let these
+/// two wait for each other (docs/GPU.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Fine-tunes π₀ with action-chunked actor-critic reinforcement learning.
 ///
