@@ -49,16 +49,13 @@ impl Source {
         Source { text, hash }
     }
 
-    /// `defines` (lines `#define NAME VALUE`), the prelude, then `file`. Each combination is made once in the life of the
-    /// process: their number is that of the forms of a kernel, not of its launches.
+    /// `defines` (lines `#define NAME VALUE`), the prelude, then `file`; like [`Source::text`].
     pub(crate) fn cuda(file: &'static str, defines: &str) -> Source {
-        static MADE: Forms<(usize, String)> = Forms::new();
-        MADE.get((file.as_ptr() as usize, defines.to_owned()), |(_, defines)| {
-            Source::text(format!("{defines}\n{PRELUDE}\n{file}"))
-        })
+        Source::text(format!("{defines}\n{PRELUDE}\n{file}"))
     }
 
-    /// A text that is put together at run time, and stays for the life of the process: see [`Forms`].
+    /// A text that is put together at run time and stays for the life of the process: once for each form of a kernel, by
+    /// [`Forms`] or in a static.
     pub(crate) fn text(text: String) -> Source {
         Source::file(Box::leak(text.into_boxed_str()))
     }

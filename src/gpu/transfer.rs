@@ -324,7 +324,8 @@ impl PendingRead {
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 }
-/// A copy of `bytes` with zeros up to `whole`, aligned as cubecl wants memory to be.
+/// A copy of `bytes` with zeros up to `whole`. [`Bytes::from_bytes_vec`] would copy it again, because its memory is not
+/// aligned for every type.
 fn aligned(bytes: &[u8], whole: usize) -> Bytes {
     let room = Vec::<u128>::with_capacity(whole.div_ceil(size_of::<u128>()));
     let mut copy = Bytes::from_elems(room);

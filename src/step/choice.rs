@@ -1,5 +1,6 @@
 //! What the critics make of the candidates: the best of each actor's, and how its value changes with its actions.
 
+use super::batch::pick_rows;
 use super::candidates::Sampled;
 use super::critics::flat;
 use super::metrics::Slot;
@@ -63,8 +64,7 @@ pub(super) fn run(pass: &Pass<'_>, sampled: &Sampled, half: &Tensor) -> Choice {
     ensemble::forward(gpu, &choice.candidate_q, rule, &choice.value);
     let best = gpu.f32([actors]);
     ensemble::best_of_n(gpu, &choice.value, &best, &choice.winner);
-    let weight: Vec<f32> = who.iter().map(|&i| batch.chunk_valid[i]).collect();
-    let weight = pass.f32s(&weight);
+    let weight = pass.f32s(&pick_rows(&batch.chunk_valid, 1, who));
     let per_actor = 1.0 / batch.totals.actors.max(1) as f32;
     pass.add_to(Slot::BestQ, &best, None, per_actor);
     pass.add_to(Slot::CandidateQ, &choice.value, None, per_actor / n as f32);

@@ -70,7 +70,7 @@ pub(super) fn rms_norm_forward<X: Numeric, T: Numeric, Y: Numeric, W: Size, N: S
     forward_row::<X, T, Y, W, N>(x, table, groups, y, row, unit, m, d * 1, layout, adaptive, lanes);
 }
 
-/// One row of [`forward`], of which `unit` is one of a team.
+/// One row of [`rms_norm_forward`], of which `unit` is one of a team.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn forward_row<X: Numeric, T: Numeric, Y: Numeric, W: Size, N: Size>(
@@ -163,7 +163,7 @@ pub(super) fn rms_norm_backward<
     );
 }
 
-/// One row of [`backward`], of which `unit` is one of a team.
+/// One row of [`rms_norm_backward`], of which `unit` is one of a team.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward_row<
